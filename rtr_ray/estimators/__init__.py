@@ -1,0 +1,17 @@
+"""Estimators: recorded outcomes in, a predictor of routing tables out. One file each; `KNOWN` names them."""
+
+KNOWN = {
+    "prior": "rtr_ray.estimators.prior:Prior",
+    "knn": "rtr_ray.estimators.knn:KNN",
+    "oracle": "rtr_ray.estimators.oracle:Oracle",
+    "rtr": "rtr_ray.estimators.rtr:RTR",
+}
+"""kind -> where its class is, loaded only when asked for."""
+
+FITTED = {
+    "prior": "rtr_ray.estimators.prior:FittedPrior",
+    "knn": "rtr_ray.estimators.knn:FittedKNN",
+    "oracle": "rtr_ray.estimators.oracle:FittedOracle",
+    "rtr": "rtr_ray.estimators.rtr_table:FittedRTR",
+}
+"""kind -> the class of what is learned."""

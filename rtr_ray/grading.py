@@ -1,0 +1,261 @@
+"""Graders: is an answer right? A number between 0 and 1, or None where nobody can say.
+
+The reference answer lives here and nowhere else: no estimator and no policy sees it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from rtr_ray.answers import RunProgram, canonical, number, read_choice, read_program
+from rtr_ray.errors import ConfigError
+from rtr_ray.types import Candidate
+
+KNOWN = {
+    "exact": "rtr_ray.grading:Exact",
+    "numeric": "rtr_ray.grading:Numeric",
+    "multiple_choice": "rtr_ray.grading:MultipleChoice",
+    "code": "rtr_ray.grading:Code",
+    "reference": "rtr_ray.grading:Reference",
+    "judge": "rtr_ray.grading:Judge",
+}
+"""kind -> where its class is. `package.module:function` names a function of one's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One answer to be graded."""
+
+    query: str
+    candidate: Candidate
+    answer: str | None  # None: the strategy found none in the response
+    response: str
+    gold: str | None  # the reference answer; None: there is none
+
+
+@runtime_checkable
+class Grader(Protocol):
+    """Grades answers. A frozen dataclass; its fields are its configuration."""
+
+    kind: ClassVar[str]
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """One score per item: 0 to 1, None where it cannot be graded."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The same text, without regard to case, spacing and a final full stop."""
+
+    kind: ClassVar[str] = "exact"
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """1 or 0; None without a reference answer."""
+        return [_graded(item, lambda a, g: _plain(a) == _plain(g)) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Numeric:
+    """The same number, written in whatever way; the same text where neither is a number."""
+
+    relative_tolerance: float = 1e-6
+    kind: ClassVar[str] = "numeric"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.relative_tolerance < 1:
+            raise ConfigError(
+                f"grader.relative_tolerance is {self.relative_tolerance}; 0 <= it < 1 is needed."
+            )
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """1 or 0; None without a reference answer."""
+        return [_graded(item, self._same) for item in items]
+
+    def _same(self, answer: str, gold: str) -> bool:
+        found, wanted = number(answer), number(gold)
+        if found is None or wanted is None:
+            return found is None and wanted is None and canonical(answer) == canonical(gold)
+        return abs(found - wanted) <= Decimal(str(self.relative_tolerance)) * abs(wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class MultipleChoice:
+    """The same letter."""
+
+    kind: ClassVar[str] = "multiple_choice"
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """1 or 0; None without a reference answer."""
+        return [_graded(item, lambda a, g: read_choice(a) == read_choice(g)) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The answer is a program; the reference is Python code that tests it with `assert`.
+
+    Both run together in the sandbox. What follows the tests prints a word that no program can
+    know beforehand, so that one which prints, or leaves early, does not pass.
+    """
+
+    run_program: RunProgram | None = None
+    kind: ClassVar[str] = "code"
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """1 if all tests pass, else 0; None without tests."""
+        return [await self._one(item) for item in items]
+
+    async def _one(self, item: Item) -> float | None:
+        if self.run_program is None:
+            raise ConfigError("The grader 'code' needs the sandbox, and none was configured.")
+        if item.gold is None:
+            return None
+        program = read_program(item.response)
+        if program is None:
+            return 0.0
+        word = secrets.token_hex(16)
+        printed = await self.run_program(f"{program}\n\n{item.gold}\n\nprint({word!r})\n")
+        lines = (printed or "").rstrip().splitlines()
+        return float(bool(lines) and lines[-1] == word)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Agreement with the answer of one candidate, for users who have no reference answers.
+
+    The caller puts that candidate's answer where the reference answer would be.
+    """
+
+    candidate: str  # "model:strategy"
+    kind: ClassVar[str] = "reference"
+
+    def __post_init__(self) -> None:
+        Candidate.parse(self.candidate)
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """1 or 0; None where the reference candidate gave no answer."""
+        return await Numeric().grade(items)
+
+
+Ask = Callable[[Sequence[str]], Awaitable[list[str | None]]]
+"""Puts prompts to the judge; gives its answers, None where it failed. The caller pays."""
+
+JUDGE_PROMPT = """\
+You grade an answer to a question.
+
+Question:
+{query}
+
+{reference}Answer to grade:
+{answer}
+
+Is the answer right? Reply with one number between 0 (wrong) and 1 (right), and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """A candidate of the pool scores the answers; what it costs counts."""
+
+    candidate: str
+    prompt: str = JUDGE_PROMPT
+    ask: Ask | None = None
+    kind: ClassVar[str] = "judge"
+
+    def __post_init__(self) -> None:
+        Candidate.parse(self.candidate)
+        for needed in ("{query}", "{answer}"):
+            if needed not in self.prompt:
+                raise ConfigError(f"grader.prompt of the judge lacks {needed}.")
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """What the judge says, cut to 0 to 1; None where it says no number. No answer: 0, unasked."""
+        if self.ask is None:
+            raise ConfigError("The grader 'judge' needs a candidate that can be asked; none was connected.")
+        asked = [item for item in items if item.answer is not None]
+        replies = iter(await self.ask([self._filled(item) for item in asked]))
+        return [0.0 if item.answer is None else _score(next(replies)) for item in items]
+
+    def _filled(self, item: Item) -> str:
+        reference = f"Reference answer:\n{item.gold}\n\n" if item.gold is not None else ""
+        values = {"{query}": item.query, "{answer}": item.answer or "", "{reference}": reference}
+        return re.sub(r"\{(?:query|answer|reference)\}", lambda found: values[found.group()], self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A function of the user's: `function(item) -> float | bool | None`, plain or async."""
+
+    path: str
+    kind: ClassVar[str] = "own"
+
+    def __post_init__(self) -> None:
+        self.function()
+
+    def function(self) -> Callable[[Item], Any]:
+        """The function that `path` names.
+
+        Raises:
+            ConfigError: If it cannot be imported or called.
+        """
+        module, _, name = self.path.partition(":")
+        try:
+            found = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"The grader '{self.path}' cannot be imported: {error}.") from error
+        if not callable(found):
+            raise ConfigError(f"The grader '{self.path}' is not a function.")
+        function: Callable[[Item], Any] = found
+        return function
+
+    async def grade(self, items: Sequence[Item]) -> list[float | None]:
+        """What the function says.
+
+        Raises:
+            ConfigError: If it says something else than a number between 0 and 1, or None.
+        """
+        function, scores = self.function(), []
+        for item in items:
+            score = function(item)
+            if inspect.isawaitable(score):
+                score = await score
+            if score is not None and not 0 <= float(score) <= 1:
+                raise ConfigError(
+                    f"The grader '{self.path}' gave {score}; a number between 0 and 1, or None, is needed."
+                )
+            scores.append(None if score is None else float(score))
+        return scores
+
+
+def _graded(item: Item, same: Callable[[str, str], bool]) -> float | None:
+    if item.gold is None:
+        return None
+    return 0.0 if item.answer is None else float(same(item.answer, item.gold))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold().rstrip(".")
+
+
+def _score(reply: str | None) -> float | None:
+    value = re.search(r"\d+(?:\.\d+)?", reply or "")
+    return None if value is None else min(max(float(value.group()), 0.0), 1.0)
+
+
+def check_candidate(grader: Grader, candidates: Sequence[Candidate]) -> None:
+    """Refuse a grader that names a candidate which the pool does not have.
+
+    Raises:
+        ConfigError: Naming those that it has.
+    """
+    if isinstance(grader, Reference | Judge) and Candidate.parse(grader.candidate) not in candidates:
+        raise ConfigError(
+            f"The grader '{grader.kind}' names {grader.candidate}. The pool's candidates: "
+            f"{', '.join(map(str, candidates))}."
+        )

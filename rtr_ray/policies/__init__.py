@@ -1,0 +1,13 @@
+"""Policies: a routing table in, one choice per query out. One file each; `KNOWN` names them."""
+
+KNOWN = {
+    "fixed": "rtr_ray.policies.fixed:Fixed",
+    "score": "rtr_ray.policies.score:Score",
+}
+"""kind -> where its class is, loaded only when asked for."""
+
+FITTED = {
+    "fixed": "rtr_ray.policies.fixed:FittedFixed",
+    "score": "rtr_ray.policies.score:FittedScore",
+}
+"""kind -> the class of the fitted policy."""

@@ -1,0 +1,202 @@
+"""From a corpus to rows that can be routed: opening, splitting, and the columns that every row gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from rtr_ray.corpus import (
+    GOLD,
+    MESSAGES,
+    QUERY_ID,
+    ROW_ERROR,
+    TEXT,
+    Columns,
+    Corpus,
+    File,
+    Split,
+    check_columns,
+    filesystem,
+    last_user_text,
+    list_files,
+    reading_error,
+    result_names,
+    stable_id,
+)
+from rtr_ray.errors import DataError
+from rtr_ray.formats import READERS, is_openai_batch
+
+_SNIFFED_FILES = 20
+
+
+def open_corpus(
+    uri: str,
+    columns: Columns,
+    format: str = "auto",
+    unreadable: Literal["refuse", "skip"] = "refuse",
+    split_rows: int = 100_000,
+    split_bytes: int = 64 << 20,
+) -> tuple[Corpus, tuple[Split, ...]]:
+    """Find the files of a corpus, check their columns, and split them.
+
+    Reads the footers of Parquet files, the beginning of JSONL files (and counts the lines of
+    those larger than `split_bytes`), and CSV files whole.
+
+    Args:
+        uri: A file, folder or glob, local or `s3://`.
+        columns: Which columns mean what.
+        format: auto, parquet, jsonl, csv, openai_batch.
+        unreadable: What becomes of a file that cannot be read: refuse the corpus, or go on without it.
+
+    Raises:
+        DataError: If there are no files or rows, a column is missing, or a file cannot be read.
+    """
+    files = list_files(uri, format)
+    system, _ = filesystem(uri)
+    kind = files[0].format
+    if kind == "jsonl" and format == "auto" and is_openai_batch(system, files[0]):
+        kind = "openai_batch"
+        files = tuple(replace(file, format=kind) for file in files)
+    if kind == "openai_batch":
+        columns = replace(columns, id=columns.id or "custom_id", messages="body")
+    reader = READERS[kind]
+    kept: list[File] = []
+    splits: list[Split] = []
+    schema: pa.Schema | None = None
+    set_aside: dict[str, str] = {}
+    for number, file in enumerate(files):
+        try:
+            if schema is None or kind != "jsonl" or number < _SNIFFED_FILES:
+                found = reader.schema(system, file)
+                if file.size and len(found):
+                    check_columns(found.names, columns, file)
+                    schema = found if schema is None else _joined(schema, found)
+            splits += reader.splits(system, file, split_rows, split_bytes)
+            kept.append(file)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if unreadable == "refuse":
+                raise reading_error(file, error) from error
+            set_aside[file.relative] = str(error).splitlines()[0][:200]
+    if schema is None or not any(split.rows is None or split.rows > 0 for split in splits):
+        raise DataError(
+            f"The corpus {uri} is empty: {len(files)} file(s) without a row"
+            + (f", {len(set_aside)} of them unreadable." if set_aside else ".")
+        )
+    corpus = Corpus(uri, tuple(kept), kind, columns, schema, result_names(schema.names, columns), set_aside)
+    return corpus, tuple(splits)
+
+
+def _joined(one: pa.Schema, other: pa.Schema) -> pa.Schema:
+    """The columns of the first file, and any that only later files have."""
+    return pa.schema([*one, *(field for field in other if field.name not in one.names)])
+
+
+def read_split(corpus: Corpus, split: Split, rows: int) -> Iterator[pa.Table]:
+    """The rows of a split in blocks of at most `rows`.
+
+    Each block has `query_id`, `_text`, `_messages`, `_gold`, `_row_error` and the user's columns
+    under the names that they will have in the results.
+
+    Raises:
+        DataError: If the file cannot be read after all.
+    """
+    system, _ = filesystem(corpus.uri)
+    row = split.first_row
+    try:
+        for block in READERS[corpus.format].read(system, split, corpus.schema, rows):
+            yield _prepared(corpus, split.file, row, block)
+            row += block.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise reading_error(split.file, error) from error
+
+
+def _prepared(corpus: Corpus, file: File, first_row: int, block: pa.Table) -> pa.Table:
+    columns = corpus.columns
+    errors: list[str | None] = block[ROW_ERROR].to_pylist()
+    derived = [stable_id(file.relative, first_row + i) for i in range(block.num_rows)]
+    ids = derived if columns.id is None else _ids(block[columns.id], derived, errors)
+    if columns.messages is not None:
+        texts, messages = _conversations(block[columns.messages], errors)
+    else:
+        texts = _texts(block[columns.query], errors)
+        messages = [None] * block.num_rows
+    for i, text in enumerate(texts):
+        if errors[i] is None and (text is None or not text.strip()):
+            errors[i] = "the query is null" if text is None else "the query is empty"
+    gold = [None] * block.num_rows if columns.reference is None else _plain(block[columns.reference])
+    own = {
+        QUERY_ID: pa.array(ids, pa.string()),
+        TEXT: pa.array(texts, pa.string()),
+        MESSAGES: pa.array(messages, pa.string()),
+        GOLD: pa.array(gold, pa.string()),
+        ROW_ERROR: pa.array(errors, pa.string()),
+    }
+    kept = {new: block[name] for name, new in corpus.renamed.items()}
+    return pa.table(own | kept)
+
+
+def _ids(column: pa.ChunkedArray, derived: Sequence[str], errors: list[str | None]) -> list[str]:
+    ids = []
+    for i, value in enumerate(_plain(column)):
+        if value is None or not value.strip():
+            errors[i] = errors[i] or "the id is null or empty"
+            value = derived[i]
+        ids.append(value)
+    return ids
+
+
+def _texts(column: pa.ChunkedArray, errors: list[str | None]) -> list[str | None]:
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        return _plain(column)
+    try:
+        column.validate(full=True)
+        texts: list[str | None] = column.to_pylist()
+        return texts
+    except pa.ArrowInvalid:
+        cells = column.cast(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).to_pylist()
+    texts = []
+    for i, cell in enumerate(cells):
+        try:
+            texts.append(None if cell is None else cell.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            errors[i] = errors[i] or f"not UTF-8: byte 0x{cell[error.start]:02x} at position {error.start}"
+            texts.append(None)
+    return texts
+
+
+def _conversations(
+    column: pa.ChunkedArray, errors: list[str | None]
+) -> tuple[list[str | None], list[str | None]]:
+    """The last user text, and the conversation as JSON, of each row."""
+    texts: list[str | None] = []
+    conversations: list[str | None] = []
+    for i, cell in enumerate(column.to_pylist()):
+        messages = _messages(cell)
+        text = last_user_text(messages)
+        if text is None and errors[i] is None:
+            errors[i] = "the conversation has no user message with text"
+        texts.append(text)
+        conversations.append(None if messages is None else json.dumps(messages, ensure_ascii=False))
+    return texts, conversations
+
+
+def _messages(cell: Any) -> Any:
+    if isinstance(cell, str):
+        try:
+            cell = json.loads(cell)
+        except ValueError:
+            return None
+    if isinstance(cell, dict):  # the body of an OpenAI batch request
+        cell = cell.get("messages")
+    if not isinstance(cell, list) or not all(isinstance(message, dict) for message in cell):
+        return None
+    # Arrow gives every struct every field: drop those that this message does not have
+    return [{key: value for key, value in message.items() if value is not None} for message in cell]
+
+
+def _plain(column: pa.ChunkedArray) -> list[str | None]:
+    return [None if value is None else str(value) for value in column.to_pylist()]

@@ -1,0 +1,300 @@
+"""Folders, local or in an S3 bucket, in which objects are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlparse
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from rtr_ray.errors import StorageError
+
+
+class Store(Protocol):
+    """A folder. Keys are paths below it, with '/' between their parts."""
+
+    @property
+    def uri(self) -> str:
+        """Where it is."""
+        ...
+
+    def write(self, key: str, data: bytes) -> None:
+        """Put an object there, whole; replaces an older one."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Put an object there if there is none; tells whether it did."""
+        ...
+
+    def read(self, key: str) -> bytes | None:
+        """The object, None where there is none."""
+        ...
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """The keys that begin with `prefix`, sorted."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove an object, if it is there."""
+        ...
+
+    def open(self, key: str) -> pa.NativeFile:
+        """The object, to be read from."""
+        ...
+
+    def move_aside(self) -> str | None:
+        """Rename the whole folder; gives its new name, None where there was nothing."""
+        ...
+
+
+def open_store(uri: str) -> Store:
+    """The store of a local path or `s3://bucket/prefix`. Creates nothing.
+
+    Raises:
+        StorageError: If the scheme is another one.
+    """
+    scheme = urlparse(uri).scheme
+    if scheme == "s3":
+        return S3Store(uri.rstrip("/"))
+    if scheme in ("", "file") or len(scheme) == 1:
+        return LocalStore(str(Path(uri.removeprefix("file://")).absolute()))
+    raise StorageError(f"'{uri}' is neither a local path nor s3://bucket/prefix.")
+
+
+def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet object, or some of its columns."""
+    with store.open(key) as file:
+        return pq.read_table(file, columns=None if columns is None else list(columns))
+
+
+def read_metadata(store: Store, key: str) -> pq.FileMetaData:
+    """The footer of a Parquet object."""
+    with store.open(key) as file:
+        return pq.ParquetFile(file).metadata
+
+
+def write_table(store: Store, key: str, table: pa.Table, row_group_rows: int = 65_536) -> None:
+    """Write a Parquet object, whole."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+    store.write(key, sink.getvalue().to_pybytes())
+
+
+def _aside(name: str) -> str:
+    return f"{name}.{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:4]}"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore:
+    """A folder on this machine, or on a file system that all nodes share."""
+
+    uri: str
+
+    def _path(self, key: str) -> Path:
+        return Path(self.uri) / key
+
+    def write(self, key: str, data: bytes) -> None:
+        """Write beside it, then rename."""
+        with self._temporary(key, data) as temporary:
+            os.replace(temporary, self._path(key))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write beside it, then link: of two writers at once, one succeeds."""
+        with self._temporary(key, data) as temporary:
+            try:
+                os.link(temporary, self._path(key))
+            except FileExistsError:
+                return False
+            return True
+
+    @contextlib.contextmanager
+    def _temporary(self, key: str, data: bytes) -> Iterator[Path]:
+        path = self._path(key)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        except OSError as error:
+            raise StorageError(
+                f"Cannot write {path}: {error.strerror}. Give an output folder that can be written to."
+            ) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+    def read(self, key: str) -> bytes | None:
+        """The file's bytes."""
+        try:
+            return self._path(key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageError(f"Cannot read {self._path(key)}: {error.strerror}.") from error
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Files only; unfinished ones (their name begins with a dot) are not seen."""
+        root = Path(self.uri)
+        folder = root / prefix.rpartition("/")[0]
+        found = []
+        for where, _, names in os.walk(folder):
+            inside = Path(where).relative_to(root)
+            found += [(inside / name).as_posix() for name in names if not name.startswith(".")]
+        return sorted(key for key in found if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        self._path(key).unlink(missing_ok=True)
+
+    def open(self, key: str) -> pa.NativeFile:
+        """Memory-mapped nowhere: a plain file."""
+        try:
+            return pa.OSFile(str(self._path(key)), "rb")
+        except OSError as error:
+            raise StorageError(f"Cannot read {self._path(key)}: {error}.") from error
+
+    def move_aside(self) -> str | None:
+        """Rename the folder."""
+        folder = Path(self.uri)
+        if not folder.exists():
+            return None
+        aside = folder.with_name(_aside(folder.name))
+        try:
+            shutil.move(folder, aside)
+        except OSError as error:
+            raise StorageError(f"Cannot move {folder} aside: {error.strerror}.") from error
+        return str(aside)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Store:
+    """A prefix in a bucket. Credentials, region and endpoint come from the usual AWS variables."""
+
+    uri: str
+
+    @property
+    def _bucket(self) -> str:
+        return urlparse(self.uri).netloc
+
+    def _key(self, key: str) -> str:
+        prefix = urlparse(self.uri).path.strip("/")
+        return f"{prefix}/{key}" if prefix else key
+
+    def write(self, key: str, data: bytes) -> None:
+        """One PUT."""
+        with _explained(f"write s3://{self._bucket}/{self._key(key)}"):
+            s3_client().put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """One conditional PUT."""
+        client = s3_client()
+        with _explained(f"write s3://{self._bucket}/{self._key(key)}"):
+            try:
+                client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
+            except client.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                    return False
+                raise
+        return True
+
+    def read(self, key: str) -> bytes | None:
+        """One GET."""
+        client = s3_client()
+        with _explained(f"read s3://{self._bucket}/{self._key(key)}"):
+            try:
+                body: bytes = client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+            except client.exceptions.NoSuchKey:
+                return None
+        return body
+
+    def keys(self, prefix: str = "") -> list[str]:
+        """Paged; 1,000 keys a request."""
+        root = self._key("")
+        with _explained(f"list {self.uri}"):
+            pages = (
+                s3_client()
+                .get_paginator("list_objects_v2")
+                .paginate(Bucket=self._bucket, Prefix=root + prefix)
+            )
+            return sorted(
+                entry["Key"].removeprefix(root) for page in pages for entry in page.get("Contents", ())
+            )
+
+    def delete(self, key: str) -> None:
+        """One DELETE."""
+        with _explained(f"delete s3://{self._bucket}/{self._key(key)}"):
+            s3_client().delete_object(Bucket=self._bucket, Key=self._key(key))
+
+    def open(self, key: str) -> pa.NativeFile:
+        """Ranged GETs."""
+        with _explained(f"read s3://{self._bucket}/{self._key(key)}"):
+            return s3_filesystem().open_input_file(f"{self._bucket}/{self._key(key)}")
+
+    def move_aside(self) -> str | None:
+        """Copy every object, then delete it: a bucket cannot rename."""
+        keys = self.keys()
+        if not keys:
+            return None
+        aside = S3Store(_aside(self.uri))
+        client = s3_client()
+        with _explained(f"move {self.uri} aside"):
+            for key in keys:
+                client.copy_object(
+                    Bucket=self._bucket,
+                    Key=aside._key(key),
+                    CopySource={"Bucket": self._bucket, "Key": self._key(key)},
+                )
+            for key in keys:
+                self.delete(key)
+        return aside.uri
+
+
+@lru_cache(maxsize=1)
+def s3_client() -> Any:
+    """A boto3 client; AWS_ENDPOINT_URL and the rest are boto3's own business."""
+    try:
+        import boto3
+    except ImportError as error:
+        raise StorageError("s3:// needs boto3: pip install 'rtr-ray[s3]'.") from error
+    return boto3.client("s3")
+
+
+@lru_cache(maxsize=1)
+def s3_filesystem() -> pafs.S3FileSystem:
+    """The same place for pyarrow, which does not read AWS_ENDPOINT_URL by itself."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    options: dict[str, Any] = {}
+    if endpoint:
+        parsed = urlparse(endpoint)
+        options = {"endpoint_override": parsed.netloc, "scheme": parsed.scheme}
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return pafs.S3FileSystem(**options, **({"region": region} if region else {}))
+
+
+@contextlib.contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore", "boto3")):
+            raise
+        raise StorageError(
+            f"Cannot {what}: {str(error).splitlines()[0][:300]} Check the bucket's name, AWS_ENDPOINT_URL, "
+            "the region and the credentials."
+        ) from error
