@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
-from datetime import date
 from decimal import Decimal
 from importlib import resources
 from pathlib import Path
@@ -33,7 +33,7 @@ class Prices(Door):
     output_usd_per_mtok: Usd
     cached_input_usd_per_mtok: Usd | None = None
     source: str = Field("", description="where the prices were read")
-    date: date | str = Field("", description="when they were read, such as 2026-11-01")
+    date: datetime.date | str = Field("", description="when they were read, such as 2026-11-01")
 
     def build(self) -> Price:
         """The exact price."""
@@ -110,7 +110,8 @@ class DeploymentKeys(Door):
     def build(self, name: str, folder: Path) -> Deployment:
         """The deployment; a source that is a folder beside the file becomes its path."""
         local = folder / self.source if self.source else None
-        cpu = self.accelerator == "cpu"
+        parallel = self.engine.get("tensor_parallel_size", 1) * self.engine.get("pipeline_parallel_size", 1)
+        local_gpus = 0.0 if self.accelerator == "cpu" or self.openai else float(parallel)
         context = self.context_tokens or self.engine.get("max_model_len")
         return Deployment(
             id=name,
@@ -120,7 +121,7 @@ class DeploymentKeys(Door):
             engine=self.engine,
             accelerator=self.accelerator,
             num_cpus=self.num_cpus,
-            num_gpus=(0.0 if cpu else 1.0) if self.num_gpus is None else self.num_gpus,
+            num_gpus=local_gpus if self.num_gpus is None else self.num_gpus,
             min_replicas=self.autoscaling.min_replicas,
             max_replicas=self.autoscaling.max_replicas,
             env=self.env,
@@ -250,7 +251,6 @@ class CorpusKeys(Door):
     )
     columns: ColumnKeys = ColumnKeys()
     unreadable: Literal["refuse", "skip"] = Field("refuse", description="refuse or skip")
-    limit: int | None = Field(None, ge=1, description="read no more than so many rows")
 
 
 class RouterKeys(Door):
@@ -304,7 +304,23 @@ class ClusterKeys(Door):
     serve_app: str | None = Field(None, description="the prefix of running applications to attach to")
 
 
-class JobFile(Door):
+class JobKeys(Door):
+    """What every job on a cluster needs, whatever it is about."""
+
+    encoder: EncoderKeys = EncoderKeys()
+    dispatch: DispatchKeys = DispatchKeys()
+    sandbox: SandboxKeys | str = SandboxKeys()
+    cluster: ClusterKeys = ClusterKeys()
+
+    @property
+    def sandbox_keys(self) -> SandboxKeys:
+        """The sandbox, however it was written."""
+        if isinstance(self.sandbox, str):
+            return validated(SandboxKeys, {"mode": self.sandbox}, "sandbox")
+        return self.sandbox
+
+
+class JobFile(JobKeys):
     """job.yaml."""
 
     pool: str = Field(description=f"a pool.yaml, or {' or '.join(SHIPPED_POOLS)}")
@@ -316,22 +332,11 @@ class JobFile(Door):
     )
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
     grader: str | dict[str, Any] | None = Field(None, description="exact, numeric, multiple_choice, ...")
-    encoder: EncoderKeys = EncoderKeys()
-    dispatch: DispatchKeys = DispatchKeys()
-    sandbox: SandboxKeys | str = SandboxKeys()
-    cluster: ClusterKeys = ClusterKeys()
 
     @property
     def router_keys(self) -> RouterKeys:
         """The router, however it was written."""
         return RouterKeys(path=self.router) if isinstance(self.router, str) else self.router
-
-    @property
-    def sandbox_keys(self) -> SandboxKeys:
-        """The sandbox, however it was written."""
-        if isinstance(self.sandbox, str):
-            return validated(SandboxKeys, {"mode": self.sandbox}, "sandbox")
-        return self.sandbox
 
 
 def load_pool(name: str) -> Pool:

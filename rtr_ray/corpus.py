@@ -92,11 +92,12 @@ class Split:
     start: int = 0  # bytes (JSONL) or row groups (Parquet)
     end: int | None = None  # None: to the end of the file
     rows: int | None = None  # None: not known before reading
+    skip: int = 0  # rows behind `start` that belong to the splits before
 
     @property
     def name(self) -> str:
-        """A short name that is the same on every run."""
-        return stable_id(self.file.relative, self.first_row)[:16]
+        """A short name that is the same on every run, and another for other rows."""
+        return stable_id(f"{self.file.relative}\0{self.end}\0{self.rows}", self.first_row)[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

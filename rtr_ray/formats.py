@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -35,7 +35,7 @@ class Format(Protocol):
 
 
 class Parquet:
-    """Splits are runs of row groups."""
+    """Splits are runs of row groups, or pieces of a large one."""
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
         """As the footer has it."""
@@ -51,7 +51,8 @@ class Parquet:
         for group in range(footer.num_row_groups):
             count += footer.row_group(group).num_rows
             if count >= rows or group == footer.num_row_groups - 1:
-                found.append(Split(file, first, start, group + 1, count))
+                for skip, size in _pieces(count, rows):
+                    found.append(Split(file, first + skip, start, group + 1, size, skip))
                 start, first, count = group + 1, first + count, 0
         return found
 
@@ -60,8 +61,8 @@ class Parquet:
         assert split.end is not None
         with system.open_input_file(split.file.path) as source:
             groups = list(range(split.start, split.end))
-            for batch in pq.ParquetFile(source).iter_batches(batch_size=rows, row_groups=groups):
-                table = pa.Table.from_batches([batch])
+            batches = pq.ParquetFile(source).iter_batches(batch_size=rows, row_groups=groups)
+            for table in _window(map(_table, batches), split):
                 columns = [_cast(table[field.name], field) for field in schema]
                 columns.append(pa.nulls(table.num_rows, pa.string()))
                 yield pa.table(columns, names=[*schema.names, ROW_ERROR])
@@ -113,7 +114,10 @@ class Jsonl:
 
 
 class Csv:
-    """Comma- or tab-separated with a header. Values stay text, as they are written. One split a file."""
+    """Comma- or tab-separated with a header. Values stay text, as they are written.
+
+    A quoted value may hold newlines, so each split is found by reading from the beginning.
+    """
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
         """The header."""
@@ -125,13 +129,12 @@ class Csv:
             return []
         names = self._header(system, file)
         count = sum(batch.num_rows for batch in self._batches(system, file, names))
-        return [Split(file, 0, rows=count)] if count else []
+        return [Split(file, skip, rows=size, skip=skip) for skip, size in _pieces(count, rows)]
 
     def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
         """A value that is not UTF-8 makes its row unusable; what can be read of it is kept."""
         names = self._header(system, split.file)
-        for batch in self._batches(system, split.file, names):
-            table = pa.Table.from_batches([batch])
+        for table in _window(map(_table, self._batches(system, split.file, names)), split):
             for start in range(0, table.num_rows, rows):
                 part = table.slice(start, rows)
                 errors: list[str | None] = [None] * part.num_rows
@@ -184,6 +187,33 @@ def is_openai_batch(system: pafs.FileSystem, file: File) -> bool:
         value, _ = _json_object(line)
         return value is not None and "custom_id" in value and isinstance(value.get("body"), dict)
     return False
+
+
+def _table(batch: pa.RecordBatch) -> pa.Table:
+    return pa.Table.from_batches([batch])
+
+
+def _pieces(count: int, rows: int) -> Iterator[tuple[int, int]]:
+    """(offset, size) of even pieces of at most about `rows`."""
+    pieces = max(1, round(count / max(rows, 1))) if count else 0
+    for number in range(pieces):
+        begin, end = count * number // pieces, count * (number + 1) // pieces
+        if end > begin:
+            yield begin, end - begin
+
+
+def _window(tables: Iterable[pa.Table], split: Split) -> Iterator[pa.Table]:
+    """The rows of a split out of all that lie between its start and end."""
+    position = 0
+    stop = None if split.rows is None else split.skip + split.rows
+    for table in tables:
+        low = max(split.skip - position, 0)
+        high = len(table) if stop is None else min(stop - position, len(table))
+        if high > low:
+            yield table.slice(low, high - low)
+        position += len(table)
+        if stop is not None and position >= stop:
+            return
 
 
 def _compressed(file: File) -> bool:

@@ -8,13 +8,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from rtr_ray.answers import RunProgram, canonical, number, read_choice, read_program
+from rtr_ray.answers import canonical, number, read_choice, read_program
 from rtr_ray.errors import ConfigError
 from rtr_ray.types import Candidate
 
@@ -27,6 +26,10 @@ KNOWN = {
     "judge": "rtr_ray.grading:Judge",
 }
 """kind -> where its class is. `package.module:function` names a function of one's own."""
+
+
+CheckProgram = Callable[[str, str], Awaitable[bool]]
+"""Runs a program in isolation with tests that it cannot reach; whether they pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +104,11 @@ class MultipleChoice:
 class Code:
     """The answer is a program; the reference is Python code that tests it with `assert`.
 
-    Both run together in the sandbox. What follows the tests prints a word that no program can
-    know beforehand, so that one which prints, or leaves early, does not pass.
+    The tests run in the sandbox beside the program, where it cannot reach them: one that prints,
+    patches or leaves early does not pass.
     """
 
-    run_program: RunProgram | None = None
+    check_program: CheckProgram | None = None
     kind: ClassVar[str] = "code"
 
     async def grade(self, items: Sequence[Item]) -> list[float | None]:
@@ -113,17 +116,12 @@ class Code:
         return [await self._one(item) for item in items]
 
     async def _one(self, item: Item) -> float | None:
-        if self.run_program is None:
+        if self.check_program is None:
             raise ConfigError("The grader 'code' needs the sandbox, and none was configured.")
         if item.gold is None:
             return None
         program = read_program(item.response)
-        if program is None:
-            return 0.0
-        word = secrets.token_hex(16)
-        printed = await self.run_program(f"{program}\n\n{item.gold}\n\nprint({word!r})\n")
-        lines = (printed or "").rstrip().splitlines()
-        return float(bool(lines) and lines[-1] == word)
+        return 0.0 if program is None else float(await self.check_program(program, item.gold))
 
 
 @dataclass(frozen=True, slots=True)

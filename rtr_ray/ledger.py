@@ -43,6 +43,14 @@ class Account:
         self.output_tokens += usage.output_tokens
         self.cost_usd += cost_usd
 
+    def merge(self, other: Account) -> None:
+        """Both together."""
+        self.rows += other.rows
+        self.input_tokens += other.input_tokens
+        self.cached_input_tokens += other.cached_input_tokens
+        self.output_tokens += other.output_tokens
+        self.cost_usd += other.cost_usd
+
 
 @dataclass(frozen=True, slots=True)
 class Balance:
@@ -83,12 +91,7 @@ class Ledger:
 
     def book(self, candidate: Candidate, account: Account) -> None:
         """Take over what an earlier part of the same run has spent."""
-        mine = self.accounts.setdefault(candidate, Account())
-        mine.rows += account.rows
-        mine.input_tokens += account.input_tokens
-        mine.cached_input_tokens += account.cached_input_tokens
-        mine.output_tokens += account.output_tokens
-        mine.cost_usd += account.cost_usd
+        self.accounts.setdefault(candidate, Account()).merge(account)
         self.spent_usd += account.cost_usd
 
     def reserve(self, key: str, candidate: Candidate, worst_case_usd: Decimal) -> Grant:

@@ -159,6 +159,12 @@ class Pool:
                     raise ConfigError(
                         f"exclude names the {what} '{name}'. Known: {', '.join(sorted(known))}."
                     )
+        for candidate in self.candidates:
+            if self.deployment(candidate).accelerator == "cpu" and self._seeded(candidate):
+                raise ConfigError(
+                    f"{candidate} draws with a seed on the CPU, where vLLM's engine dies of it. Leave the "
+                    "seed out, set temperature: 0, or run the deployment on a GPU."
+                )
         if not self.candidates:
             raise ConfigError("The pool has no candidate left: every model and strategy pair is excluded.")
 
@@ -197,9 +203,9 @@ class Pool:
     def request(self, query: Query, candidate: Candidate, sample: int = 0) -> Request:
         """The call that puts a query to a candidate.
 
-        Its `max_input_tokens` cannot be exceeded: a byte-level tokenizer makes at most one token
-        of a byte, and the template's own text is allowed for. Our deployments refuse a prompt
-        that is longer all the same, so that no more is spent than was reserved.
+        Its `max_input_tokens` is a bound, not an estimate: a byte-level tokenizer makes at most
+        one token of a byte, the template's own text is allowed for, and no engine takes more than
+        its context window.
         """
         strategy, model = self.strategies[candidate.strategy], self.models[candidate.model]
         messages = strategy.messages(query)
@@ -222,6 +228,10 @@ class Pool:
         return self.price(request.candidate).worst_case_usd(
             request.max_input_tokens, request.max_tokens * request.candidate.samples
         )
+
+    def _seeded(self, candidate: Candidate) -> bool:
+        sampling = self.sampling(candidate)
+        return sampling.seed is not None and bool(sampling.temperature)
 
     def behaviour(self, candidate: Candidate) -> str:
         """A fingerprint of all that decides how a candidate answers and at what length; not of prices."""

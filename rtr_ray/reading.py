@@ -31,6 +31,7 @@ from rtr_ray.errors import DataError
 from rtr_ray.formats import READERS, is_openai_batch
 
 _SNIFFED_FILES = 20
+_LEAST_ROWS, _LEAST_BYTES = 64, 16 << 10  # of a split: below, a worker has more trouble than work
 
 
 def open_corpus(
@@ -38,8 +39,9 @@ def open_corpus(
     columns: Columns,
     format: str = "auto",
     unreadable: Literal["refuse", "skip"] = "refuse",
-    split_rows: int = 100_000,
-    split_bytes: int = 64 << 20,
+    split_rows: int = 20_000,
+    split_bytes: int = 16 << 20,
+    least_splits: int = 1,
 ) -> tuple[Corpus, tuple[Split, ...]]:
     """Find the files of a corpus, check their columns, and split them.
 
@@ -51,6 +53,8 @@ def open_corpus(
         columns: Which columns mean what.
         format: auto, parquet, jsonl, csv, openai_batch.
         unreadable: What becomes of a file that cannot be read: refuse the corpus, or go on without it.
+        split_rows: About how many rows a split has; of JSONL, `split_bytes`.
+        least_splits: Smaller splits are made of a small corpus, so that so many workers have some.
 
     Raises:
         DataError: If there are no files or rows, a column is missing, or a file cannot be read.
@@ -87,6 +91,11 @@ def open_corpus(
             + (f", {len(set_aside)} of them unreadable." if set_aside else ".")
         )
     corpus = Corpus(uri, tuple(kept), kind, columns, schema, result_names(schema.names, columns), set_aside)
+    rows, size = sum(split.rows or 0 for split in splits), sum(file.size for file in kept)
+    if len(splits) < least_splits and (rows > _LEAST_ROWS or size > _LEAST_BYTES):
+        few_rows = max(_LEAST_ROWS, rows // least_splits)
+        few_bytes = max(_LEAST_BYTES, size // least_splits)
+        splits = [split for file in kept for split in reader.splits(system, file, few_rows, few_bytes)]
     return corpus, tuple(splits)
 
 

@@ -223,22 +223,32 @@ class RouterFolder:
                 f"The router was trained with the encoder '{self.encoder_identity}'; the configuration has "
                 f"'{encoder.identity}'. Use the same encoder, or train again."
             )
+        new = self.check(pool, untrained)
+        estimator = self.estimator
+        if isinstance(estimator, Extendable) and new:
+            estimator = estimator.extended(new, embed_profiles(pool, encoder, new))
+        return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint)
+
+    def check(self, pool: Pool, untrained: Literal["refuse", "by_profile"] = "refuse") -> list[Candidate]:
+        """What `bind` checks, but for the encoder, which takes time to load.
+
+        Returns:
+            The candidates that the router has no outcomes of.
+        """
         self._check_known(pool)
         new = [c for c in pool.candidates if c not in self.estimator.candidates]
-        estimator = self.estimator
         if new:
             if untrained == "refuse":
                 raise RouterError(
                     f"The router has no outcomes of {', '.join(map(str, new))}. Collect some and train "
                     "again, exclude them in the pool, or set router.untrained: by_profile."
                 )
-            if not isinstance(estimator, Extendable):
+            if not isinstance(self.estimator, Extendable):
                 raise RouterError(
-                    f"The estimator '{estimator.kind}' cannot take in {', '.join(map(str, new))} by profile; "
-                    "'rtr' can."
+                    f"The estimator '{self.estimator.kind}' cannot take in "
+                    f"{', '.join(map(str, new))} by profile; 'rtr' can."
                 )
-            estimator = estimator.extended(new, embed_profiles(pool, encoder, new))
-        return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint)
+        return new
 
     def _check_known(self, pool: Pool) -> None:
         for candidate in self.estimator.candidates:

@@ -1,0 +1,207 @@
+"""Answering the plan parts of a run: deployments up, parts answered, deployments down."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+from urllib.parse import unquote
+
+import ray
+
+from rtr_ray.config import JobKeys
+from rtr_ray.distributed.cluster import residencies
+from rtr_ray.distributed.deployments import Deployments
+from rtr_ray.distributed.dispatching import DispatchWork, answer_parts
+from rtr_ray.distributed.guard import Guard
+from rtr_ray.distributed.ledger_actor import LedgerActor, Snapshot
+from rtr_ray.errors import RtrError
+from rtr_ray.grading import Grader
+from rtr_ray.pool import Deployment, Pool, fingerprint
+from rtr_ray.run_folder import RunFolder
+from rtr_ray.screen import Screen, Stage, money
+from rtr_ray.storage import open_store, read_table
+from rtr_ray.summary import COLUMNS, Tally, summed
+
+_POLL_S = 0.5
+_TALLIED_TOGETHER = 64  # results parts that one task adds up
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def tally_parts(output: str, keys: Sequence[str]) -> Tally:
+    """The tally of some results parts."""
+    store = open_store(output)
+    return summed(Tally.of(read_table(store, key, COLUMNS)) for key in keys)
+
+
+def tally_results(folder: RunFolder) -> Tally:
+    """The tally of all results of a run, added up by Ray tasks."""
+    keys = folder.results()
+    batches = [keys[i : i + _TALLIED_TOGETHER] for i in range(0, len(keys), _TALLIED_TOGETHER)]
+    return summed(ray.get([tally_parts.remote(folder.store.uri, batch) for batch in batches]))
+
+
+@dataclass(slots=True)
+class Answering:
+    """Everything that answering takes, for one run folder."""
+
+    folder: RunFolder
+    pool: Pool
+    keys: JobKeys
+    deployments: Deployments
+    screen: Screen
+    budget_usd: Decimal | None = None
+    grader: Grader | None = None
+    ledger: Any = None
+    guard: Guard | None = None
+    groups: list[list[Deployment]] = field(default_factory=list)
+    rows_total: int | None = None
+
+    @classmethod
+    def prepare(
+        cls,
+        folder: RunFolder,
+        pool: Pool,
+        keys: JobKeys,
+        screen: Screen,
+        budget_usd: Decimal | None,
+        grader: Grader | None = None,
+    ) -> Answering:
+        """Work out which deployments run together; starts nothing.
+
+        Raises:
+            PlacementError: If one does not fit on the cluster even alone.
+        """
+        cluster = keys.cluster
+        prefix = cluster.serve_app or f"rtr-{fingerprint(folder.store.uri)[:8]}"
+        deployments = Deployments(
+            prefix, bool(cluster.serve_app), cluster.placement_timeout_s, cluster.startup_timeout_s
+        )
+        groups = residencies(list(pool.deployments.values()), ray.cluster_resources())
+        return cls(folder, pool, keys, deployments, screen, budget_usd, grader, groups=groups)
+
+    def start(self, group: Sequence[Deployment]) -> None:
+        """Begin to start deployments; does not wait."""
+        if self.guard is None and not self.deployments.attached:
+            self.guard = Guard(f"guard-{self.deployments.prefix}")
+            self.guard.apps = [
+                self.deployments.app_name(d) for d in self.pool.deployments.values() if d.endpoint is None
+            ]
+            self.guard.start()
+        self.deployments.start(group)
+
+    def stop(self) -> None:
+        """Take down whatever runs, at every ending."""
+        self.deployments.stop(list(self.pool.deployments.values()))
+        if self.guard is not None:
+            self.guard.stop()
+            self.guard = None
+
+    def answer(self, expected_tokens: float | None = None) -> Snapshot:
+        """Answer every plan part of the folder that has rows left.
+
+        Args:
+            expected_tokens: Output tokens of all rows, for the time that is left.
+        """
+        tally = tally_results(self.folder)
+        self.ledger = LedgerActor.remote(  # type: ignore[attr-defined]
+            self.budget_usd, tally.accounts, dict(tally.rows)
+        )
+        parts = self._parts()
+        for group in self.groups:
+            wanted = [d for d in group if parts.get(d.id)]
+            if not wanted:
+                continue
+            self._wait(wanted)
+            self._answer_group(wanted, parts, expected_tokens)
+            if len(self.groups) > 1:
+                self.deployments.stop(group)
+        snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+        return snapshot
+
+    def _parts(self) -> dict[str, list[str]]:
+        """Plan parts by the deployment that answers them, the longest answers first."""
+        parts: dict[str, list[str]] = {}
+        for key in self.folder.plans():
+            model = unquote(key.split("/")[1].removeprefix("model="))
+            parts.setdefault(self.pool.models[model].deployment, []).append(key)
+        return parts
+
+    def _wait(self, group: Sequence[Deployment]) -> None:
+        self.start(group)
+        with self.screen.stage("engines", len(group), "up") as stage:
+            while True:
+                ready = self.deployments.ready(group)
+                stage.done = sum(ready.values())
+                waiting = [name for name, up in ready.items() if not up]
+                stage.note = f"starting {', '.join(waiting)}" if waiting else ""
+                self.screen.tick(stage)
+                if not waiting:
+                    return
+                time.sleep(_POLL_S)
+
+    def _answer_group(
+        self, group: Sequence[Deployment], parts: Mapping[str, Sequence[str]], expected: float | None
+    ) -> None:
+        failed: list[BaseException] = []
+        threads = [
+            threading.Thread(target=self._drain, args=(d, parts[d.id], failed), daemon=True) for d in group
+        ]
+        with self.screen.stage("answer") as stage:
+            self._show(stage, expected)
+            stage.resumed = stage.done
+            for thread in threads:
+                thread.start()
+            while any(thread.is_alive() for thread in threads) and not failed:
+                time.sleep(_POLL_S)
+                self._show(stage, expected)
+            if failed:
+                raise _root(failed[0])
+            self._show(stage, expected)
+
+    def _drain(self, deployment: Deployment, keys: Sequence[str], failed: list[BaseException]) -> None:
+        endpoint = deployment.endpoint is not None
+        work = DispatchWork(
+            self.pool,
+            deployment,
+            None if endpoint else self.deployments.handle(deployment),
+            self.folder.store.uri,
+            self.keys.dispatch,
+            self.keys.sandbox_keys,
+            self.grader,
+            self.ledger,
+        )
+        try:
+            for _ in answer_parts(work, keys):
+                pass
+        except BaseException as error:
+            failed.append(error)
+
+    def _show(self, stage: Stage, expected_tokens: float | None) -> None:
+        snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+        balance = snapshot.balance
+        plan = stage.total = self.rows_total
+        stage.done = sum(snapshot.rows.values())
+        tokens = sum(account.output_tokens for account in balance.accounts.values())
+        if expected_tokens and plan:
+            # the longest answers come first: rows alone would promise too much time
+            by_rows = stage.done / plan
+            stage.share = by_rows if by_rows >= 1 else min(max(tokens / expected_tokens, by_rows), 0.99)
+        failed = f", {snapshot.rows['failed']:,} failed" if snapshot.rows.get("failed") else ""
+        of = f" of {money(balance.budget_usd)}" if balance.budget_usd is not None else ""
+        stage.note = f"{tokens:,} output tokens · {money(balance.spent_usd)}{of}{failed}"
+        self.screen.tick(stage)
+
+
+def _root(error: BaseException) -> BaseException:
+    """The error of ours that Ray has wrapped; else what it wrapped."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RtrError):
+            return type(seen)(seen.message) if hasattr(seen, "message") else seen
+        cause = getattr(seen, "cause", None)
+        seen = cause if isinstance(cause, BaseException) else seen.__cause__ or seen.__context__
+    return error

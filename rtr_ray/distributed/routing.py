@@ -1,0 +1,265 @@
+"""The first pass: the corpus becomes tables, the tables become a plan.
+
+Splits of the corpus are shared out over encoder actors by Ray Data. An actor reads its split,
+encodes and predicts, and writes one table part; only a few numbers per part come back, so that
+neither the driver nor the object store ever holds texts.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.data import ActorPoolStrategy
+
+from rtr_ray import registry
+from rtr_ray.config import EncoderKeys
+from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
+from rtr_ray.encoders import KNOWN as ENCODERS
+from rtr_ray.parts import plan_key, plan_parts, table_part
+from rtr_ray.policies.base import FittedPolicy, Policy, Sketch, merged
+from rtr_ray.pool import Pool
+from rtr_ray.reading import read_split
+from rtr_ray.router import Router, RouterFolder
+from rtr_ray.run_folder import TABLES, RunFolder
+from rtr_ray.schemas import stamp, stamped
+from rtr_ray.storage import open_store, read_metadata, read_table, write_table
+from rtr_ray.types import Candidate
+
+_PARTS_PER_PLAN = 16  # table parts that are planned together
+_AHEAD = 2  # blocks that are read while one is encoded
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingWork:
+    """Everything that an encoder actor must know."""
+
+    corpus: Corpus
+    router: str  # folder
+    pool: Pool
+    untrained: Any
+    policy: Policy
+    output: str
+    keys: EncoderKeys
+
+
+@dataclass(frozen=True, slots=True)
+class TablePart:
+    """What is known of a table part without reading its rows."""
+
+    key: str
+    rows: int
+    unusable: int
+    sketch: Sketch
+    worker: str
+
+
+class TableActor:
+    """Reads splits, encodes, predicts, writes table parts."""
+
+    def __init__(self, work: RoutingWork) -> None:
+        folder = RouterFolder.load(work.router)
+        spec = dict(folder.encoder)
+        if "device" in spec:
+            spec |= {"device": work.keys.device, "dtype": work.keys.dtype}
+        encoder = registry.build(spec, ENCODERS, "encoder")
+        self._work = work
+        self._router: Router = folder.bind(work.pool, encoder, work.untrained)
+        self._store = open_store(work.output)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One split in, what is known of its table part out."""
+        (split,) = batch["split"]
+        part = self._write(split)
+        return {"part": [part]}
+
+    def _write(self, split: Split) -> TablePart:
+        work, tables, sketches = self._work, [], []
+        blocks = read_split(work.corpus, split, work.keys.batch_rows)
+        for block in _prefetched(blocks, _AHEAD):
+            part, table = table_part(block, self._router, work.keys.keep_embeddings)
+            tables.append(part)
+            sketches.append(work.policy.sketch(table))
+        if not tables:
+            return TablePart("", 0, 0, {}, _worker())
+        whole = pa.concat_tables(tables)
+        sketch = merged(work.policy, sketches) or {}
+        usable = sum(error is None for error in whole[ROW_ERROR].to_pylist())
+        found = TablePart(table_key(split), len(whole), len(whole) - usable, sketch, _worker())
+        candidates = stamp(whole.schema.metadata, "candidates")
+        facts = {
+            "rows": found.rows,
+            "unusable": found.unusable,
+            "sketch": dict(sketch),
+            "worker": found.worker,
+        }
+        write_table(self._store, found.key, stamped(whole, candidates=candidates, facts=facts))
+        return found
+
+
+def table_key(split: Split) -> str:
+    """Where the table part of a split lies."""
+    return f"{TABLES}{split.name}.parquet"
+
+
+def _worker() -> str:
+    return ray.get_runtime_context().get_actor_id() or ""
+
+
+def _prefetched(blocks: Iterator[pa.Table], ahead: int) -> Iterator[pa.Table]:
+    """The blocks, read by a thread of their own while earlier ones are encoded."""
+    ready: queue.Queue[Any] = queue.Queue(maxsize=ahead)
+    stop = threading.Event()
+
+    def read() -> None:
+        try:
+            for block in blocks:
+                while not stop.is_set():
+                    try:
+                        ready.put((block, None), timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+            ready.put((None, None))
+        except BaseException as error:  # raised again by whoever waits for the block
+            ready.put((None, error))
+
+    threading.Thread(target=read, daemon=True).start()
+    try:
+        while True:
+            block, error = ready.get()
+            if error is not None:
+                raise error
+            if block is None:
+                return
+            yield block
+    finally:
+        stop.set()
+
+
+def write_tables(work: RoutingWork, splits: Sequence[Split]) -> Iterator[TablePart]:
+    """Compute the table parts that are not there yet; those that are come first.
+
+    Yields:
+        What is known of each part, as it is written.
+    """
+    store = open_store(work.output)
+    there = set(store.keys(TABLES))
+    missing = []
+    for split in splits:
+        key = table_key(split)
+        if key in there:
+            facts = stamp(read_metadata(store, key).metadata, "facts")
+            yield TablePart(key, **facts)
+        else:
+            missing.append(split)
+    if not missing:
+        return
+    actors = work.keys.actors
+    if isinstance(actors, int):
+        least = most = min(actors, len(missing))
+    else:
+        least, most = min(actors[0], len(missing)), min(actors[1], len(missing))
+    dataset = ray.data.from_items([{"split": split} for split in missing], override_num_blocks=len(missing))
+    parts = dataset.map_batches(
+        TableActor,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(min_size=least, max_size=most, max_tasks_in_flight_per_actor=1),
+        num_cpus=work.keys.num_cpus,
+        num_gpus=work.keys.num_gpus or None,
+    )
+    for row in parts.iter_rows():
+        part: TablePart = row["part"]
+        if part.rows:
+            yield part
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a plan expects of one candidate."""
+
+    rows: int = 0
+    accuracy: float = 0.0  # sum over rows
+    output_tokens: float = 0.0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Expected) -> Expected:
+        return replace(
+            self,
+            rows=self.rows + other.rows,
+            accuracy=self.accuracy + other.accuracy,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+        )
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def write_plan(output: str, number: int, keys: Sequence[str], policy: FittedPolicy) -> dict[str, Any]:
+    """Choose for the rows of some table parts; write a plan part per candidate that was chosen."""
+    store = open_store(output)
+    groups: dict[Candidate, list[pa.Table]] = {}
+    nowhere: list[pa.Table] = []
+    for key in keys:
+        chosen, unrouted = plan_parts(read_table(store, key), policy)
+        nowhere.append(unrouted)
+        for candidate, rows in chosen.items():
+            groups.setdefault(candidate, []).append(rows)
+    expected: dict[Candidate, Expected] = {}
+    for candidate, tables in groups.items():
+        whole = pa.concat_tables(tables).sort_by(
+            [("predicted_output_tokens", "descending"), (QUERY_ID, "ascending")]
+        )
+        write_table(store, plan_key(candidate, number), whole)
+        sums = {
+            name: float(np.sum(whole[f"predicted_{name}"].to_numpy(), dtype=np.float64))
+            for name in ("accuracy", "output_tokens", "cost_usd")
+        }
+        expected[candidate] = Expected(len(whole), **sums)
+    unrouted = pa.concat_tables(nowhere)
+    if len(unrouted):
+        write_table(store, f"results/part-unrouted-{number:06d}.parquet", unrouted)
+    return {"expected": expected, "unrouted": len(unrouted)}
+
+
+def write_plans(
+    folder: RunFolder, tables: Sequence[str], policy: FittedPolicy
+) -> Iterator[tuple[Mapping[Candidate, Expected], int]]:
+    """Choose for every row: plan parts, as Ray tasks over table parts.
+
+    Yields:
+        What each task expects by candidate, and how many rows go nowhere.
+    """
+    ordered = sorted(tables)
+    batches = [ordered[i : i + _PARTS_PER_PLAN] for i in range(0, len(ordered), _PARTS_PER_PLAN)]
+    waiting = [
+        write_plan.remote(folder.store.uri, number, keys, policy) for number, keys in enumerate(batches)
+    ]
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        for found in ray.get(done):
+            yield found["expected"], found["unrouted"]
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def find_duplicate(output: str, keys: Sequence[str], bucket: int, buckets: int) -> str | None:
+    """An id that occurs twice among those that fall into a bucket; None where there is none."""
+    import pandas as pd
+
+    store = open_store(output)
+    ids = []
+    for key in keys:
+        names = pd.Series(read_table(store, key, [QUERY_ID])[QUERY_ID].to_pylist(), dtype=object)
+        ids.append(names[pd.util.hash_array(names.to_numpy(), categorize=False) % buckets == bucket])
+    every = pd.concat(ids)
+    twice = every[every.duplicated()]
+    return None if twice.empty else str(twice.iloc[0])

@@ -1,0 +1,223 @@
+"""The parts of a run: a block of the corpus becomes a table part, plan parts, and results.
+
+Pure functions from Arrow to Arrow; where the parts lie and who computes them is said elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import pyarrow as pa
+
+from rtr_ray.corpus import MESSAGES, OWN, QUERY_ID, ROW_ERROR, TEXT
+from rtr_ray.policies.base import FittedPolicy, with_runner_up
+from rtr_ray.pool import size_of
+from rtr_ray.router import Router
+from rtr_ray.schemas import PREDICTIONS, RESULTS, stamp, stamped
+from rtr_ray.types import Candidate, FloatArray, Outcome, Query, RoutingTable
+
+ESTIMATES = ("accuracy", "output_tokens", "output_tokens_p95", "cost_usd")
+"""The columns of a table part that hold one number per candidate: `_accuracy`, ..."""
+
+
+def table_part(
+    block: pa.Table, router: Router, keep_embeddings: bool = False
+) -> tuple[pa.Table, RoutingTable]:
+    """Encode a block of rows and predict its routing table.
+
+    Args:
+        block: From `reading.read_split`.
+        router: Predicts.
+        keep_embeddings: Whether a column `_embedding` keeps what was encoded.
+
+    Returns:
+        The block with the table's columns, and the table of its usable rows.
+    """
+    usable = np.array([error is None for error in block[ROW_ERROR].to_pylist()], dtype=bool)
+    texts = [text for text, fine in zip(block[TEXT].to_pylist(), usable, strict=True) if fine]
+    sizes = _sizes(block.filter(pa.array(usable)))
+    ids = [name for name, fine in zip(block[QUERY_ID].to_pylist(), usable, strict=True) if fine]
+    embeddings_QD = router.encoder.encode(texts)
+    table = router.table(ids, embeddings_QD, sizes)
+    for name in ESTIMATES:
+        block = block.append_column(f"_{name}", _spread(getattr(table, name), usable, pa.float32()))
+    block = block.append_column("_allowed", _spread(table.allowed, usable, pa.bool_()))
+    if keep_embeddings:
+        block = block.append_column("_embedding", _spread(embeddings_QD, usable, pa.float32()))
+    return stamped(block, candidates=[str(c) for c in table.candidates]), table
+
+
+def _sizes(block: pa.Table) -> FloatArray:
+    sizes = []
+    for text, messages in zip(block[TEXT].to_pylist(), block[MESSAGES].to_pylist(), strict=True):
+        sizes.append(len(text.encode()) if messages is None else size_of(json.loads(messages)))
+    return np.array(sizes, dtype=np.float64)
+
+
+def _spread(values_QC: Any, usable: Any, kind: pa.DataType) -> pa.Array:
+    """A list per row; nothing (all zeros, not allowed) where the row is not usable."""
+    full = np.zeros((len(usable), values_QC.shape[1]), dtype=values_QC.dtype)
+    full[usable] = values_QC
+    flat = pa.array(full.reshape(-1)).cast(kind)
+    return pa.FixedSizeListArray.from_arrays(flat, values_QC.shape[1])
+
+
+def routing_table(part: pa.Table) -> RoutingTable:
+    """The routing table of a table part, unusable rows included (nothing is allowed for them)."""
+    candidates = tuple(Candidate.parse(text) for text in stamp(part.schema.metadata, "candidates"))
+
+    def matrix(name: str) -> Any:
+        flat = part[name].combine_chunks().flatten()
+        return flat.to_numpy(zero_copy_only=False).reshape(len(part), len(candidates))
+
+    return RoutingTable(
+        tuple(part[QUERY_ID].to_pylist()),
+        candidates,
+        *(matrix(f"_{name}") for name in (*ESTIMATES, "allowed")),
+    )
+
+
+def plan_parts(part: pa.Table, policy: FittedPolicy) -> tuple[dict[Candidate, pa.Table], pa.Table]:
+    """Choose for every row of a table part.
+
+    Returns:
+        The rows of each candidate, longest predicted answer first, and the results of the rows
+        that go nowhere (unusable, or too long for every candidate).
+    """
+    plan = with_runner_up(policy, routing_table(part))
+    assert plan.runner_up is not None
+    dropped = [f"_{name}" for name in ESTIMATES] + ["_allowed", "_embedding"]
+    rows = part.drop_columns([name for name in dropped if name in part.column_names])
+    names = [str(candidate) for candidate in plan.table.candidates]
+    groups: dict[Candidate, pa.Table] = {}
+    for candidate, index_G in plan.groups().items():
+        column = plan.table.candidates.index(candidate)
+        tokens_G = plan.table.output_tokens[index_G, column]
+        index_G = index_G[np.argsort(-tokens_G, kind="stable")]
+        runner_up = [names[c] if c >= 0 else None for c in plan.runner_up[index_G]]
+        predicted = {
+            "model": [candidate.model] * len(index_G),
+            "strategy": [candidate.strategy] * len(index_G),
+            "samples": [candidate.samples] * len(index_G),
+            "predicted_accuracy": plan.table.accuracy[index_G, column],
+            "predicted_output_tokens": plan.table.output_tokens[index_G, column],
+            "predicted_output_tokens_p95": plan.table.output_tokens_p95[index_G, column],
+            "predicted_cost_usd": plan.table.cost_usd[index_G, column],
+            "runner_up": runner_up,
+        }
+        group = rows.take(pa.array(index_G))
+        for field in PREDICTIONS:
+            group = group.append_column(field, pa.array(predicted[field.name]).cast(field.type))
+        groups[candidate] = group.replace_schema_metadata(None)
+    nowhere = rows.filter(pa.array(~plan.routed)).replace_schema_metadata(None)
+    return groups, _unrouted(nowhere)
+
+
+def _unrouted(rows: pa.Table) -> pa.Table:
+    errors = [
+        error or "the query is too long for the context window of every candidate, or none is allowed"
+        for error in rows[ROW_ERROR].to_pylist()
+    ]
+    values = {"query_id": rows[QUERY_ID], "status": ["failed"] * len(rows), "error": errors}
+    return _results(rows, values)
+
+
+def plan_key(candidate: Candidate, number: int) -> str:
+    """Where a plan part lies in its run folder."""
+    folder = f"plan/model={quote(candidate.model, safe='')}/strategy={quote(candidate.strategy, safe='')}"
+    return f"{folder}/part-{candidate.samples}x-{number:06d}.parquet"
+
+
+def queries(part: pa.Table) -> Iterator[tuple[Query, Candidate]]:
+    """The queries of a plan part, and whom each is put to."""
+    columns = [part[name].to_pylist() for name in (QUERY_ID, TEXT, MESSAGES, "model", "strategy", "samples")]
+    for name, text, messages, model, strategy, samples in zip(*columns, strict=True):
+        conversation = None if messages is None else tuple(json.loads(messages))
+        yield Query(name, text, conversation), Candidate(model, strategy, samples)
+
+
+def result_rows(
+    part: pa.Table,
+    rows: Sequence[int],
+    outcomes: Sequence[Outcome],
+    costs: Sequence[Decimal | None],
+    correct: Sequence[float | None],
+) -> pa.Table:
+    """Results of some rows of a plan part.
+
+    Args:
+        part: The plan part.
+        rows: Which row of it each outcome belongs to.
+        outcomes: What came of them.
+        costs: Exact dollars; None where nobody knows.
+        correct: Grades; None where there is none.
+    """
+    taken = part.take(pa.array(rows, pa.int64()))
+    usages = [outcome.usage for outcome in outcomes]
+    firsts = [outcome.samples[0] if outcome.samples else None for outcome in outcomes]
+    values: dict[str, Any] = {
+        "query_id": taken[QUERY_ID],
+        "status": [outcome.status for outcome in outcomes],
+        "answer": [outcome.answer for outcome in outcomes],
+        "response": [None if sample is None else sample.text for sample in firsts],
+        **{
+            name: taken[name]
+            for name in (
+                "model",
+                "strategy",
+                "samples",
+                "predicted_accuracy",
+                "predicted_output_tokens",
+                "predicted_cost_usd",
+                "runner_up",
+            )
+        },
+        **{
+            name: [None if usage is None else getattr(usage, name) for usage in usages]
+            for name in ("input_tokens", "cached_input_tokens", "output_tokens")
+        },
+        "cost_usd": list(costs),
+        "finish_reason": [None if sample is None else sample.finish_reason for sample in firsts],
+        "latency_s": [outcome.latency_s for outcome in outcomes],
+        "attempts": [outcome.attempts for outcome in outcomes],
+        "error": [outcome.error for outcome in outcomes],
+        "correct": list(correct),
+        "all_samples": [_all_samples(outcome) for outcome in outcomes],
+    }
+    return _results(taken, values)
+
+
+def _all_samples(outcome: Outcome) -> list[dict[str, Any]] | None:
+    if outcome.candidate.samples == 1:
+        return None
+    return [
+        {
+            "response": sample.text,
+            "answer": sample.answer,
+            "finish_reason": sample.finish_reason,
+            "output_tokens": sample.output_tokens,
+        }
+        for sample in outcome.samples
+    ]
+
+
+def _results(rows: pa.Table, values: Mapping[str, Any]) -> pa.Table:
+    """The user's columns, then those of a result; what is not given is null."""
+    table = rows.drop_columns(
+        [name for name in rows.column_names if name in (*OWN, QUERY_ID) or name in PREDICTIONS.names]
+    )
+    for field in RESULTS:
+        value = values.get(field.name)
+        if value is None:
+            column = pa.nulls(len(rows), field.type)
+        elif isinstance(value, pa.ChunkedArray):
+            column = value.cast(field.type)
+        else:
+            column = pa.array(value, field.type)
+        table = table.append_column(field, column)
+    return stamped(table)

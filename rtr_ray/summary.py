@@ -1,0 +1,162 @@
+"""What a run came to, counted from its results alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+
+from rtr_ray.ledger import Account
+from rtr_ray.types import Candidate
+
+COLUMNS = (
+    "status",
+    "model",
+    "strategy",
+    "samples",
+    "input_tokens",
+    "cached_input_tokens",
+    "output_tokens",
+    "cost_usd",
+    "correct",
+    "attempts",
+)
+"""What must be read of a results part."""
+
+
+@dataclass(slots=True)
+class Grades:
+    """How many answers were graded, and how many points they got."""
+
+    graded: int = 0
+    points: float = 0.0
+
+    def add(self, other: Grades) -> None:
+        """Both together."""
+        self.graded += other.graded
+        self.points += other.points
+
+    @property
+    def accuracy(self) -> float | None:
+        """The mean; None where nothing was graded."""
+        return self.points / self.graded if self.graded else None
+
+
+@dataclass(slots=True)
+class Tally:
+    """Results, added up. Tallies of parts add up to the tally of the whole, exactly."""
+
+    rows: Counter[str] = field(default_factory=Counter)  # by status
+    accounts: dict[Candidate, Account] = field(default_factory=dict)  # rows whose usage is known
+    answered: Counter[Candidate] = field(default_factory=Counter)
+    grades: dict[Candidate, Grades] = field(default_factory=dict)
+    unpriced: int = 0  # answered rows whose usage nobody knows
+
+    @classmethod
+    def of(cls, results: pa.Table) -> Tally:
+        """The tally of a results part, of which `COLUMNS` were read."""
+        tally = cls()
+        for row in results.select(list(COLUMNS)).to_pylist():
+            tally.rows[row["status"]] += 1
+            if row["model"] is None:
+                continue
+            candidate = Candidate(row["model"], row["strategy"], row["samples"])
+            if row["cost_usd"] is not None:
+                account = tally.accounts.setdefault(candidate, Account())
+                account.rows += 1
+                account.input_tokens += row["input_tokens"]
+                account.cached_input_tokens += row["cached_input_tokens"] or 0
+                account.output_tokens += row["output_tokens"]
+                account.cost_usd += row["cost_usd"]
+            if row["status"] == "answered":
+                tally.answered[candidate] += 1
+                tally.unpriced += row["cost_usd"] is None
+            if row["correct"] is not None:
+                tally.grades.setdefault(candidate, Grades()).add(Grades(1, row["correct"]))
+        return tally
+
+    def add(self, other: Tally) -> None:
+        """Both together."""
+        self.rows.update(other.rows)
+        self.answered.update(other.answered)
+        self.unpriced += other.unpriced
+        for candidate, account in other.accounts.items():
+            self.accounts.setdefault(candidate, Account()).merge(account)
+        for candidate, grades in other.grades.items():
+            self.grades.setdefault(candidate, Grades()).add(grades)
+
+    @property
+    def cost_usd(self) -> Decimal:
+        """Exact dollars of all rows."""
+        return sum((account.cost_usd for account in self.accounts.values()), Decimal(0))
+
+    @property
+    def accuracy(self) -> float | None:
+        """Over all graded rows."""
+        total = Grades()
+        for grades in self.grades.values():
+            total.add(grades)
+        return total.accuracy
+
+
+def summed(tallies: Iterable[Tally]) -> Tally:
+    """All tallies in one."""
+    total = Tally()
+    for tally in tallies:
+        total.add(tally)
+    return total
+
+
+def summary(
+    tally: Tally,
+    status: str,
+    total_rows: int,
+    budget_usd: Decimal | None,
+    forecast_usd: float | None,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """`summary.json`: money as exact strings, estimates as numbers."""
+    candidates = sorted({*tally.accounts, *tally.answered}, key=str)
+    return {
+        "schema_version": 1,
+        "status": status,
+        "rows": {
+            "total": total_rows,
+            **{name: tally.rows[name] for name in ("answered", "failed", "skipped_budget")},
+        },
+        "usage": {
+            name: sum(getattr(account, name) for account in tally.accounts.values())
+            for name in ("input_tokens", "cached_input_tokens", "output_tokens")
+        },
+        "cost_usd": {
+            "spent": plain(tally.cost_usd),
+            "budget": None if budget_usd is None else plain(budget_usd),
+            "forecast": forecast_usd,
+        },
+        "accuracy": tally.accuracy,
+        "by_candidate": [_row(tally, candidate) for candidate in candidates],
+        "seconds": dict(seconds),
+    }
+
+
+def _row(tally: Tally, candidate: Candidate) -> dict[str, Any]:
+    account = tally.accounts.get(candidate, Account())
+    return {
+        "model": candidate.model,
+        "strategy": candidate.strategy,
+        "samples": candidate.samples,
+        "rows": tally.answered[candidate],
+        "input_tokens": account.input_tokens,
+        "output_tokens": account.output_tokens,
+        "cost_usd": plain(account.cost_usd),
+        "accuracy": tally.grades[candidate].accuracy if candidate in tally.grades else None,
+    }
+
+
+def plain(amount: Decimal) -> str:
+    """An exact amount without an exponent."""
+    return f"{amount.normalize():f}" if amount else "0"
