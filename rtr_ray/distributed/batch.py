@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -144,10 +145,9 @@ def run_job(file: JobFile, screen: Screen, fresh: bool = False) -> dict[str, Any
     )
     if aside is not None:
         screen.say(f"The older run was moved to {aside}.")
-    with (
-        _ending(folder),
-        connected(file.cluster.address, list(job.pool.deployments.values()), _encoders(job)),
-    ):
+    cluster = connected(file.cluster.address, list(job.pool.deployments.values()), _encoders(job))
+    # Ray installs a SIGTERM handler of its own: ours comes after it
+    with recorded_ending(folder), cluster, terminable():
         return _Run(job, folder, screen).run()
 
 
@@ -158,25 +158,31 @@ def _encoders(job: Job) -> Needs:
 
 
 @contextmanager
-def _ending(folder: RunFolder) -> Iterator[None]:
-    """Write how the run ended, whatever way it did; SIGTERM ends it like Ctrl-C."""
-
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupted)
-    except ValueError:  # not the main thread
-        before = None
+def recorded_ending(folder: RunFolder) -> Iterator[None]:
+    """Write into `run.json` how the run ended, if it ends early."""
     try:
         yield
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         folder.update(status=status, error=str(error)[:500] or type(error).__name__)
         raise
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends what is inside as Ctrl-C does: with everything taken down."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(slots=True)

@@ -206,8 +206,9 @@ class _Sink:
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         assert self._ticking is not None
+        await asyncio.gather(*self._reading, return_exceptions=True)
         self._ticking.cancel()
-        await asyncio.gather(self._ticking, *self._reading, return_exceptions=True)
+        await asyncio.gather(self._ticking, return_exceptions=True)
         # what has been answered is kept, whatever else went wrong
         await self._commit()
         if kind is None and self._skipped:
