@@ -339,6 +339,19 @@ class JobFile(JobKeys):
         return RouterKeys(path=self.router) if isinstance(self.router, str) else self.router
 
 
+class CollectFile(JobKeys):
+    """What `rtr-ray collect` is told, by flags or in a file."""
+
+    pool: str = Field(description=f"a pool.yaml, or {' or '.join(SHIPPED_POOLS)}")
+    queries: CorpusKeys
+    output: str = Field(description="the folder for the outcomes, local or s3://")
+    grader: str | dict[str, Any] | None = Field(None, description="exact, numeric, multiple_choice, ...")
+    candidates: list[str] | None = Field(None, description="a list of model:strategy; none: all")
+    sample: int | None = Field(None, ge=1, description="how many of the queries; none: all")
+    repeats: int = Field(1, ge=1, description="how often each candidate is put each query")
+    budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
+
+
 def load_pool(name: str) -> Pool:
     """Read a pool file, or one of the shipped pools by name.
 

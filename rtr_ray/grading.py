@@ -177,10 +177,11 @@ class Judge:
         if self.ask is None:
             raise ConfigError("The grader 'judge' needs a candidate that can be asked; none was connected.")
         asked = [item for item in items if item.answer is not None]
-        replies = iter(await self.ask([self._filled(item) for item in asked]))
-        return [0.0 if item.answer is None else _score(next(replies)) for item in items]
+        replies = iter(await self.ask([self.filled(item) for item in asked]))
+        return [0.0 if item.answer is None else score(next(replies)) for item in items]
 
-    def _filled(self, item: Item) -> str:
+    def filled(self, item: Item) -> str:
+        """The prompt that puts an answer to the judge."""
         reference = f"Reference answer:\n{item.gold}\n\n" if item.gold is not None else ""
         values = {"{query}": item.query, "{answer}": item.answer or "", "{reference}": reference}
         return re.sub(r"\{(?:query|answer|reference)\}", lambda found: values[found.group()], self.prompt)
@@ -241,7 +242,8 @@ def _plain(text: str) -> str:
     return " ".join(text.split()).casefold().rstrip(".")
 
 
-def _score(reply: str | None) -> float | None:
+def score(reply: str | None) -> float | None:
+    """The number that a judge's reply begins with or holds, cut to 0 to 1; None where there is none."""
     value = re.search(r"\d+(?:\.\d+)?", reply or "")
     return None if value is None else min(max(float(value.group()), 0.0), 1.0)
 

@@ -26,6 +26,7 @@ OPTIONAL = {
     "dataset": pa.string(),
     "split": pa.string(),
     "ood": pa.bool_(),
+    "pool_fingerprint": pa.string(),
 }
 
 

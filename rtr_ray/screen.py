@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rtr_ray.pool import Pool
+
 _LINE_EVERY_S = 10.0  # where there is no terminal to redraw: a line at least so often
 
 
@@ -204,5 +206,31 @@ def comparison_table(comparison: Mapping[str, Mapping[str, Any]], names: Sequenc
             money(Decimal(row["cost_usd"])),
             percent(float(row["cost_usd"]) / best if best else None),
             style="bold" if name == "routed" else "",
+        )
+    return table
+
+
+def pool_table(pool: Pool) -> Table:
+    """The candidates of a pool, where they run and what they cost."""
+    table = Table(title="Candidates", title_justify="left")
+    for name, side in (
+        ("candidate", "left"),
+        ("deployment", "left"),
+        ("input $/Mtok", "right"),
+        ("output $/Mtok", "right"),
+        ("max tokens", "right"),
+        ("sampling", "left"),
+    ):
+        table.add_column(name, justify=side)  # type: ignore[arg-type]
+    for candidate in pool.candidates:
+        price = pool.price(candidate)
+        given = pool.sampling(candidate).given()
+        table.add_row(
+            str(candidate),
+            pool.deployment(candidate).id,
+            f"{price.input_usd_per_mtok}",
+            f"{price.output_usd_per_mtok}",
+            f"{pool.max_tokens(candidate):,}",
+            ", ".join(f"{key} {value:g}" for key, value in given.items()),
         )
     return table

@@ -53,6 +53,7 @@ class Tally:
     rows: Counter[str] = field(default_factory=Counter)  # by status
     accounts: dict[Candidate, Account] = field(default_factory=dict)  # rows whose usage is known
     answered: Counter[Candidate] = field(default_factory=Counter)
+    settled: Counter[Candidate] = field(default_factory=Counter)  # answered or failed for good
     grades: dict[Candidate, Grades] = field(default_factory=dict)
     unpriced: int = 0  # answered rows whose usage nobody knows
 
@@ -72,6 +73,7 @@ class Tally:
                 account.cached_input_tokens += row["cached_input_tokens"] or 0
                 account.output_tokens += row["output_tokens"]
                 account.cost_usd += row["cost_usd"]
+            tally.settled[candidate] += row["status"] != "skipped_budget"
             if row["status"] == "answered":
                 tally.answered[candidate] += 1
                 tally.unpriced += row["cost_usd"] is None
@@ -83,6 +85,7 @@ class Tally:
         """Both together."""
         self.rows.update(other.rows)
         self.answered.update(other.answered)
+        self.settled.update(other.settled)
         self.unpriced += other.unpriced
         for candidate, account in other.accounts.items():
             self.accounts.setdefault(candidate, Account()).merge(account)

@@ -15,16 +15,17 @@ import ray
 from rtr_ray.config import JobKeys
 from rtr_ray.distributed.cluster import residencies
 from rtr_ray.distributed.deployments import Deployments
-from rtr_ray.distributed.dispatching import DispatchWork, answer_parts
+from rtr_ray.distributed.dispatching import DispatchWork, answer_parts, part_name
 from rtr_ray.distributed.guard import Guard
 from rtr_ray.distributed.ledger_actor import LedgerActor, Snapshot
 from rtr_ray.errors import RtrError
 from rtr_ray.grading import Grader
 from rtr_ray.pool import Deployment, Pool, fingerprint
-from rtr_ray.run_folder import RunFolder
+from rtr_ray.run_folder import RESULTS, RunFolder
 from rtr_ray.screen import Screen, Stage, money
 from rtr_ray.storage import open_store, read_table
 from rtr_ray.summary import COLUMNS, Tally, summed
+from rtr_ray.types import Candidate
 
 _POLL_S = 0.5
 _TALLIED_TOGETHER = 64  # results parts that one task adds up
@@ -37,9 +38,12 @@ def tally_parts(output: str, keys: Sequence[str]) -> Tally:
     return summed(Tally.of(read_table(store, key, COLUMNS)) for key in keys)
 
 
-def tally_results(folder: RunFolder) -> Tally:
-    """The tally of all results of a run, added up by Ray tasks."""
+def tally_results(folder: RunFolder, parts: Sequence[str] | None = None) -> Tally:
+    """The tally of the results of a run, or of some of its plan parts, added up by Ray tasks."""
     keys = folder.results()
+    if parts is not None:
+        names = {part_name(key) for key in parts}
+        keys = [key for key in keys if key.removeprefix(RESULTS).split("-")[0] in names]
     batches = [keys[i : i + _TALLIED_TOGETHER] for i in range(0, len(keys), _TALLIED_TOGETHER)]
     return summed(ray.get([tally_parts.remote(folder.store.uri, batch) for batch in batches]))
 
@@ -58,7 +62,9 @@ class Answering:
     ledger: Any = None
     guard: Guard | None = None
     groups: list[list[Deployment]] = field(default_factory=list)
+    rows: Mapping[Candidate, int] = field(default_factory=dict)  # to be answered, by candidate
     rows_total: int | None = None
+    parts: list[str] | None = None  # the plan parts to answer; None: all of the folder
 
     @classmethod
     def prepare(
@@ -80,7 +86,9 @@ class Answering:
         deployments = Deployments(
             prefix, bool(cluster.serve_app), cluster.placement_timeout_s, cluster.startup_timeout_s
         )
-        groups = residencies(list(pool.deployments.values()), ray.cluster_resources())
+        everything = list(pool.deployments.values())
+        attached = bool(cluster.serve_app)
+        groups = [everything] if attached else residencies(everything, ray.cluster_resources())
         return cls(folder, pool, keys, deployments, screen, budget_usd, grader, groups=groups)
 
     def start(self, group: Sequence[Deployment]) -> None:
@@ -110,9 +118,10 @@ class Answering:
         self.ledger = LedgerActor.remote(  # type: ignore[attr-defined]
             self.budget_usd, tally.accounts, dict(tally.rows)
         )
-        parts = self._parts()
+        parts = self._parts(self.folder.plans() if self.parts is None else self.parts)
+        done = tally if self.parts is None else tally_results(self.folder, self.parts)
         for group in self.groups:
-            wanted = [d for d in group if parts.get(d.id)]
+            wanted = [d for d in group if parts.get(d.id) and not self._is_done(d, done)]
             if not wanted:
                 continue
             self._wait(wanted)
@@ -122,10 +131,15 @@ class Answering:
         snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
         return snapshot
 
-    def _parts(self) -> dict[str, list[str]]:
+    def _is_done(self, deployment: Deployment, tally: Tally) -> bool:
+        """Whether all rows of a deployment's candidates have been answered before."""
+        mine = [c for c in self.rows if self.pool.deployment(c).id == deployment.id]
+        return bool(mine) and all(tally.settled[c] >= self.rows[c] for c in mine)
+
+    def _parts(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """Plan parts by the deployment that answers them, the longest answers first."""
         parts: dict[str, list[str]] = {}
-        for key in self.folder.plans():
+        for key in keys:
             model = unquote(key.split("/")[1].removeprefix("model="))
             parts.setdefault(self.pool.models[model].deployment, []).append(key)
         return parts

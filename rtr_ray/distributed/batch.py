@@ -17,7 +17,7 @@ import ray
 import yaml
 
 from rtr_ray import grading, registry
-from rtr_ray.config import JobFile, load_pool
+from rtr_ray.config import EncoderKeys, JobFile, load_pool
 from rtr_ray.corpus import Columns, Corpus, Split
 from rtr_ray.distributed.answering import Answering, tally_results
 from rtr_ray.distributed.cluster import (
@@ -145,16 +145,21 @@ def run_job(file: JobFile, screen: Screen, fresh: bool = False) -> dict[str, Any
     )
     if aside is not None:
         screen.say(f"The older run was moved to {aside}.")
-    cluster = connected(file.cluster.address, list(job.pool.deployments.values()), _encoders(job))
+    cluster = connected(file.cluster.address, side_by_side(job.pool, encoders_of(file.encoder)))
     # Ray installs a SIGTERM handler of its own: ours comes after it
     with recorded_ending(folder), cluster, terminable():
         return _Run(job, folder, screen).run()
 
 
-def _encoders(job: Job) -> Needs:
-    keys = job.file.encoder
+def encoders_of(keys: EncoderKeys) -> Needs:
+    """What the encoder actors of a job take."""
     least = keys.actors if isinstance(keys.actors, int) else keys.actors[0]
     return encoder_needs(least, keys.num_cpus, keys.num_gpus)
+
+
+def side_by_side(pool: Pool, others: Needs) -> Needs:
+    """All deployments of a pool, and others beside them."""
+    return sum((deployment_needs(d) for d in pool.deployments.values()), others)
 
 
 @contextmanager
@@ -197,7 +202,7 @@ class _Run:
         """All stages."""
         file = self.job.file
         resources = ray.cluster_resources()
-        check_encoders(_encoders(self.job), resources)
+        check_encoders(encoders_of(self.job.file.encoder), resources)
         answering = Answering.prepare(
             self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
         )
@@ -210,6 +215,7 @@ class _Run:
                 plan = self._plan()
             self._check_budget(plan)
             answering.rows_total = plan["rows"]
+            answering.rows = {Candidate.parse(row["candidate"]): row["rows"] for row in plan["by_candidate"]}
             self.folder.update(stage="answer")
             snapshot = answering.answer(sum(row["output_tokens"] for row in plan["by_candidate"]))
         finally:
@@ -219,7 +225,9 @@ class _Run:
         return self._finish(plan, tally, snapshot)
 
     def _fit_together(self, answering: Answering, resources: Mapping[str, float]) -> bool:
-        needs = _encoders(self.job)
+        if self.job.file.cluster.serve_app:
+            return False
+        needs = encoders_of(self.job.file.encoder)
         for deployment in answering.groups[0]:
             needs += deployment_needs(deployment)
         return needs.fits(resources)

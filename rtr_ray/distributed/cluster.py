@@ -123,11 +123,15 @@ def _have(resources: Mapping[str, float]) -> str:
 
 
 @contextlib.contextmanager
-def connected(address: str | None, deployments: Sequence[Deployment], encoders: Needs) -> Iterator[None]:
+def connected(address: str | None, needs: Needs) -> Iterator[None]:
     """A Ray cluster for the time of a job: the one at `address`, or one that is started here.
 
     A cluster that is started here gets as many logical CPUs as the job needs: they are slots, not
     cores, and a laptop with two cores runs three small engines well.
+
+    Args:
+        address: Of a running cluster; None: that of RAY_ADDRESS, else one is started.
+        needs: What should run at the same time.
     """
     if ray.is_initialized():
         _quiet()
@@ -139,10 +143,8 @@ def connected(address: str | None, deployments: Sequence[Deployment], encoders: 
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     else:
-        engines = sum((deployment_needs(d).cpus for d in deployments), TASK_CPUS)
-        needed = math.ceil(max(engines, encoders.cpus))
         ray.init(
-            num_cpus=max(os.cpu_count() or 1, needed),
+            num_cpus=max(os.cpu_count() or 1, math.ceil(needs.cpus)),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

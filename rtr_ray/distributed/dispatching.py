@@ -24,6 +24,7 @@ from ray.data import ActorPoolStrategy
 
 from rtr_ray import registry
 from rtr_ray.answers import Answerer
+from rtr_ray.cells import SAMPLE
 from rtr_ray.config import DispatchKeys, SandboxKeys
 from rtr_ray.corpus import GOLD, TEXT
 from rtr_ray.dispatch import Dispatcher, Gate, Settings, Settlement, settlement
@@ -40,7 +41,6 @@ from rtr_ray.sandbox import Limits, Sandbox
 from rtr_ray.storage import Store, open_store, read_table, write_table
 from rtr_ray.types import Outcome, Request
 
-SAMPLE = "_sample"  # column of a plan part that asks the same cell several times
 _PARTS_AT_ONCE = 3  # plan parts that one actor works on: the next begin while the last answers of one run
 
 

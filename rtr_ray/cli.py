@@ -1,0 +1,255 @@
+"""The command line: `rtr-ray`.
+
+Exit codes: 0 done; 1 something is wrong, said in one sentence; 2 wrong usage; 3 done as far as
+the budget went; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rtr_ray.errors import ConfigError, RtrError
+
+if TYPE_CHECKING:
+    from rtr_ray.screen import Screen
+
+app = typer.Typer(
+    help="Route each query to the best (model, strategy) for the money, on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+BUDGET_EXHAUSTED, INTERRUPTED = 3, 130
+
+Fresh = Annotated[bool, typer.Option("--fresh", help="Move what lies in the output aside and begin anew.")]
+Budget = Annotated[str | None, typer.Option("--budget-usd", help="Dollars that may be spent at most.")]
+PoolOption = Annotated[str, typer.Option("--pool", help="A pool.yaml, or 'embedded' or 'paper'.")]
+
+
+@contextmanager
+def _screen() -> Iterator[Screen]:
+    """A screen; errors of ours become one sentence and exit code 1."""
+    from rtr_ray.screen import Screen
+
+    screen = Screen()
+    try:
+        with screen.running():
+            yield screen
+    except RtrError as error:
+        _error(error.message)
+    except KeyboardInterrupt:
+        typer.secho("Interrupted. The same command goes on where this one stopped.", fg="yellow", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _error(message: str) -> None:
+    typer.secho(f"error: {message}", fg="red", err=True)
+    raise typer.Exit(1)
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Option("--config", help="A job.yaml.")],
+    budget_usd: Budget = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Another run folder than the file's.")
+    ] = None,
+    address: Annotated[str | None, typer.Option("--address", help="A running Ray cluster.")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Route and answer a corpus. The same command goes on where an earlier one stopped."""
+    with _screen() as screen:
+        from rtr_ray.config import load_job
+
+        changes: dict[str, Any] = {"budget_usd": budget_usd} if budget_usd is not None else {}
+        changes |= {"output": output} if output is not None else {}
+        file = load_job(str(config), changes)
+        if address is not None:
+            file = file.model_copy(update={"cluster": file.cluster.model_copy(update={"address": address})})
+        from rtr_ray.distributed.batch import run_job, show_summary
+
+        found = run_job(file, screen, fresh)
+    show_summary(found, screen, file.output)
+    if found["status"] == "budget_exhausted":
+        raise typer.Exit(BUDGET_EXHAUSTED)
+
+
+@app.command()
+def collect(
+    queries: Annotated[str, typer.Option("--queries", help="A file, folder or glob; local or s3://.")],
+    output: Annotated[str, typer.Option("--output", help="The folder for the outcomes.")],
+    pool: PoolOption = "pool.yaml",
+    grader: Annotated[
+        str | None,
+        typer.Option(
+            "--grader",
+            help="exact, numeric, multiple_choice, code, package.module:function, or JSON with a kind.",
+        ),
+    ] = None,
+    query_column: Annotated[str, typer.Option(help="The column with the query.")] = "query",
+    reference_column: Annotated[str | None, typer.Option(help="The column with the right answer.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="The column with a unique id.")] = None,
+    candidate: Annotated[
+        list[str] | None, typer.Option("--candidate", help="model:strategy; may be given again. None: all.")
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option("--sample", help="So many of the queries, drawn at random.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="How often each is asked.")] = 1,
+    budget_usd: Budget = None,
+    sandbox: Annotated[str, typer.Option(help="auto, namespaces, seccomp or rlimits-only.")] = "auto",
+    address: Annotated[str | None, typer.Option("--address", help="A running Ray cluster.")] = None,
+    fresh: Fresh = False,
+) -> None:
+    """Run candidates on training queries, grade, and record outcomes. Runs only what is missing."""
+    with _screen() as screen:
+        from rtr_ray.config import CollectFile
+        from rtr_ray.yaml_door import validated
+
+        content = {
+            "pool": pool,
+            "queries": {
+                "path": queries,
+                "columns": {"query": query_column, "reference": reference_column, "id": id_column},
+            },
+            "output": output,
+            "grader": _json_or_name(grader, "--grader"),
+            "candidates": candidate or None,
+            "sample": sample,
+            "repeats": repeats,
+            "budget_usd": budget_usd,
+            "sandbox": sandbox,
+            "cluster": {"address": address},
+        }
+        file = validated(CollectFile, content, "rtr-ray collect")
+        from rtr_ray.distributed.collecting import collect as collect_outcomes
+        from rtr_ray.screen import summary_table
+
+        found = collect_outcomes(file, screen, fresh)
+    screen.console.print(summary_table(found))
+    screen.say(f"Outcomes: {output}")
+    if found["status"] == "budget_exhausted":
+        raise typer.Exit(BUDGET_EXHAUSTED)
+
+
+@app.command()
+def train(
+    outcomes: Annotated[str, typer.Option("--outcomes", help="Parquet that collect wrote, or of its form.")],
+    output: Annotated[str, typer.Option("--output", help="The router folder.")],
+    pool: PoolOption = "pool.yaml",
+    estimator: Annotated[
+        str, typer.Option("--estimator", help='rtr, knn, prior, or JSON: {"kind": "rtr", "dropout": 0.2}.')
+    ] = "rtr",
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="A sentence-transformers model, or JSON with a kind.")
+    ] = "sentence-transformers/all-mpnet-base-v2",
+) -> None:
+    """Train a router on recorded outcomes."""
+    with _screen() as screen:
+        from rtr_ray import registry
+        from rtr_ray.config import load_pool
+        from rtr_ray.encoders import KNOWN as ENCODERS
+        from rtr_ray.estimators import KNOWN as ESTIMATORS
+        from rtr_ray.training import train_router
+
+        members = load_pool(pool)
+        recipe = registry.build(_json_or_name(estimator, "--estimator") or "rtr", ESTIMATORS, "estimator")
+        spec = _json_or_name(encoder, "--encoder")
+        if not isinstance(spec, dict):
+            spec = {"kind": "hash"} if spec == "hash" else {"kind": "sentence", "model": spec}
+        texts = registry.build(spec, ENCODERS, "encoder")
+        with screen.stage("train") as stage:
+            trained = train_router(outcomes, members, texts, recipe, output)
+            stage.note = f"{trained.queries:,} queries, {len(trained.folder.estimator.candidates)} candidates"
+    show_trained(trained, screen, output)
+
+
+def show_trained(trained: Any, screen: Screen, output: str) -> None:
+    """What was trained on what, and how well it predicts held-out queries."""
+    if trained.left_out:
+        screen.say(f"Without outcomes, so not in the router: {', '.join(map(str, trained.left_out))}.")
+    if trained.foreign:
+        screen.say(f"With outcomes, but not in the pool: {', '.join(map(str, trained.foreign))}.")
+    if trained.other_pool:
+        screen.say("The outcomes were collected with another version of this pool; check that it fits.")
+    if trained.held_out:
+        from rich.table import Table
+
+        table = Table(title="On held-out queries", title_justify="left")
+        table.add_column("candidate")
+        for name in ("accuracy", "predicted", "tokens", "predicted / actual", "within p95"):
+            table.add_column(name, justify="right")
+        for name, row in trained.held_out.items():
+            ratio = row["tokens_predicted_over_actual"]
+            table.add_row(
+                name,
+                f"{100 * row['accuracy']:.1f}%" if row["accuracy"] is not None else "-",
+                f"{100 * row['predicted_accuracy']:.1f}%" if row["predicted_accuracy"] is not None else "-",
+                f"{row['output_tokens']:.1f}",
+                f"{ratio:.3f}" if ratio is not None else "-",
+                f"{100 * row['tokens_within_p95']:.1f}%",
+            )
+        screen.console.print(table)
+    screen.say(f"Router: {output}")
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option("--output", help="The run folder.")] = "runs/demo",
+    questions: Annotated[
+        int, typer.Option("--questions", help="How many held-out questions.", min=20)
+    ] = 1200,
+    fresh: Fresh = False,
+) -> None:
+    """The main job on the models that ship inside: train a router, route, answer, compare."""
+    with _screen() as screen:
+        from rtr_ray.distributed.demo import run_demo
+
+        found = run_demo(output, questions, screen, fresh)
+    from rtr_ray.distributed.demo import show_demo
+
+    show_demo(found, screen, output)
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="A pool.yaml or job.yaml; or the name of a shipped pool.")],
+) -> None:
+    """Check a pool or job file, and print what it comes to. Starts nothing."""
+    with _screen() as screen:
+        from rtr_ray.config import SHIPPED_POOLS, load_job, load_pool, pool_path
+        from rtr_ray.screen import pool_table
+        from rtr_ray.yaml_door import read_yaml
+
+        name = str(file)
+        content = {} if name in SHIPPED_POOLS or file.is_dir() else read_yaml(file)
+        if isinstance(content, dict) and "corpus" in content:
+            job = load_job(name)
+            pool = load_pool(job.pool)
+            where = f"{name} and {pool_path(job.pool)}"
+        else:
+            pool = load_pool(name)
+            where = str(pool_path(name))
+    screen.console.print(pool_table(pool))
+    screen.say(f"{where}: fine.")
+
+
+def _json_or_name(text: str | None, flag: str) -> Any:
+    if text is None or not text.lstrip().startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{flag} is not JSON: {error}.") from None
+
+
+def main() -> None:
+    """The entry point."""
+    app()

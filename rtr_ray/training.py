@@ -1,0 +1,102 @@
+"""From recorded outcomes to a router folder, and how well it predicts what it has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from rtr_ray.encoders.base import Encoder
+from rtr_ray.errors import DataError
+from rtr_ray.estimators.base import Estimator, columns_of
+from rtr_ray.outcomes import pivot, read_long, split_rows
+from rtr_ray.pool import Pool
+from rtr_ray.router import RouterFolder, train
+from rtr_ray.types import Candidate, Outcomes
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A router folder that was written, and what was noticed on the way."""
+
+    folder: RouterFolder
+    queries: int
+    left_out: tuple[Candidate, ...]  # of the pool, without outcomes
+    foreign: tuple[Candidate, ...]  # with outcomes, but not of the pool
+    other_pool: bool  # the outcomes say that they were collected with another pool
+    held_out: Mapping[str, Any]  # figures on the test part; empty where there is none
+
+
+def train_router(
+    outcomes_uri: str, pool: Pool, encoder: Encoder, estimator: Estimator, output: str
+) -> Trained:
+    """Train on the rows of split `train`, check on those of `test`, write the router folder.
+
+    Rows marked as out of distribution are left out of both.
+
+    Raises:
+        DataError: If there is nothing to train on.
+        StorageError: If the folder cannot be written.
+    """
+    long = read_long(outcomes_uri)
+    seen = pivot(split_rows(long, None, None)).candidates
+    candidates = [c for c in pool.candidates if c in seen]
+    if not candidates:
+        raise DataError(
+            f"{outcomes_uri} has outcomes of {', '.join(map(str, seen))}, none of which is in the pool "
+            f"({', '.join(map(str, pool.candidates))})."
+        )
+    folder = train(pivot(split_rows(long, "train"), candidates), pool, encoder, estimator)
+    test = split_rows(long, "test")
+    held_out = _checked(folder, pivot(test, candidates), encoder) if len(test) else {}
+    folder = replace(folder, metrics={**folder.metrics, "held_out": held_out})
+    folder.save(output)
+    return Trained(
+        folder,
+        folder.metrics["queries"],
+        tuple(c for c in pool.candidates if c not in seen),
+        tuple(c for c in seen if c not in candidates),
+        _other_pool(long, pool),
+        held_out,
+    )
+
+
+def _other_pool(long: pa.Table, pool: Pool) -> bool:
+    if "pool_fingerprint" not in long.column_names:
+        return False
+    found = set(long["pool_fingerprint"].unique().to_pylist()) - {None}
+    return bool(found) and found != {pool.fingerprint}
+
+
+def _checked(folder: RouterFolder, outcomes: Outcomes, encoder: Encoder) -> dict[str, Any]:
+    """How the predictions for held-out queries compare with what happened."""
+    estimate = folder.estimator.predict(encoder.encode(outcomes.queries))
+    columns_C = columns_of(folder.estimator.candidates, outcomes.candidates)
+    rows = {}
+    for column, candidate in enumerate(outcomes.candidates):
+        seen_M = ~np.isnan(outcomes.output_tokens[:, column])
+        graded_M = ~np.isnan(outcomes.accuracy[:, column])
+        predicted_M = estimate.output_tokens[seen_M, columns_C[column]]
+        actual_M = outcomes.output_tokens[seen_M, column]
+        upper_M = estimate.output_tokens_p95[seen_M, columns_C[column]]
+        right_M = outcomes.accuracy[graded_M, column]
+        believed_M = estimate.accuracy[graded_M, columns_C[column]]
+        rows[str(candidate)] = {
+            "queries": int(seen_M.sum()),
+            "accuracy": _mean(right_M),
+            "predicted_accuracy": _mean(believed_M),
+            "brier": _mean((believed_M - right_M) ** 2),
+            "output_tokens": _mean(actual_M),
+            "tokens_predicted_over_actual": float(predicted_M.sum() / actual_M.sum())
+            if actual_M.sum()
+            else None,
+            "tokens_within_p95": _mean((actual_M <= upper_M).astype(float)),
+        }
+    return rows
+
+
+def _mean(values_M: Any) -> float | None:
+    return float(np.mean(values_M)) if len(values_M) else None
