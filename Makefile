@@ -1,0 +1,31 @@
+# The two commands of the README, and what they stand on. CI calls these targets and nothing else.
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test check fix bench clean
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml .ci/setup
+	.ci/setup
+
+demo: setup  ## the main job on the models that ship inside; ARGS=--fresh begins anew
+	$(BIN)/rtr-ray demo $(ARGS)
+
+test: setup  ## all tests; ARGS="-m 'not vllm'" leaves out those that serve models
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: setup  ## what a machine can mend of style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: setup  ## the figures of README and docs, one command each in benchmarks/
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf .venv runs benchmarks/out
