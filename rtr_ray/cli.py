@@ -68,14 +68,16 @@ def run(
     with _screen() as screen:
         from rtr_ray.config import load_job
 
-        changes: dict[str, Any] = {"budget_usd": budget_usd} if budget_usd is not None else {}
-        changes |= {"output": output} if output is not None else {}
-        file = load_job(str(config), changes)
-        if address is not None:
-            file = file.model_copy(update={"cluster": file.cluster.model_copy(update={"address": address})})
+        changes = {"budget_usd": budget_usd, "output": output, "cluster.address": address}
+        file = load_job(config, {key: value for key, value in changes.items() if value is not None})
+        from rtr_ray.job import Job
+
+        with screen.stage("check", unit="splits") as stage:
+            job = Job.check(file)
+            stage.done = len(job.splits)
         from rtr_ray.distributed.batch import run_job, show_summary
 
-        found = run_job(file, screen, fresh)
+        found = run_job(job, screen, fresh)
     show_summary(found, screen, file.output)
     if found["status"] == "budget_exhausted":
         raise typer.Exit(BUDGET_EXHAUSTED)
@@ -83,9 +85,12 @@ def run(
 
 @app.command()
 def collect(
-    queries: Annotated[str, typer.Option("--queries", help="A file, folder or glob; local or s3://.")],
-    output: Annotated[str, typer.Option("--output", help="The folder for the outcomes.")],
-    pool: PoolOption = "pool.yaml",
+    config: Annotated[Path | None, typer.Option("--config", help="A file with these settings.")] = None,
+    pool: Annotated[str | None, typer.Option("--pool", help="A pool.yaml, or 'embedded' or 'paper'.")] = None,
+    queries: Annotated[
+        str | None, typer.Option("--queries", help="A file, folder or glob; local or s3://.")
+    ] = None,
+    output: Annotated[str | None, typer.Option("--output", help="The folder for the outcomes.")] = None,
     grader: Annotated[
         str | None,
         typer.Option(
@@ -93,7 +98,7 @@ def collect(
             help="exact, numeric, multiple_choice, code, package.module:function, or JSON with a kind.",
         ),
     ] = None,
-    query_column: Annotated[str, typer.Option(help="The column with the query.")] = "query",
+    query_column: Annotated[str | None, typer.Option(help="The column with the query.")] = None,
     reference_column: Annotated[str | None, typer.Option(help="The column with the right answer.")] = None,
     id_column: Annotated[str | None, typer.Option(help="The column with a unique id.")] = None,
     candidate: Annotated[
@@ -102,23 +107,22 @@ def collect(
     sample: Annotated[
         int | None, typer.Option("--sample", help="So many of the queries, drawn at random.")
     ] = None,
-    repeats: Annotated[int, typer.Option("--repeats", help="How often each is asked.")] = 1,
+    repeats: Annotated[int | None, typer.Option("--repeats", help="How often each is asked.")] = None,
     budget_usd: Budget = None,
-    sandbox: Annotated[str, typer.Option(help="auto, namespaces, seccomp or rlimits-only.")] = "auto",
+    sandbox: Annotated[str | None, typer.Option(help="auto, namespaces, seccomp or rlimits-only.")] = None,
     address: Annotated[str | None, typer.Option("--address", help="A running Ray cluster.")] = None,
     fresh: Fresh = False,
 ) -> None:
     """Run candidates on training queries, grade, and record outcomes. Runs only what is missing."""
     with _screen() as screen:
-        from rtr_ray.config import CollectFile
-        from rtr_ray.yaml_door import validated
+        from rtr_ray.config import load_collection
 
-        content = {
+        changes = {
             "pool": pool,
-            "queries": {
-                "path": queries,
-                "columns": {"query": query_column, "reference": reference_column, "id": id_column},
-            },
+            "queries.path": queries,
+            "queries.columns.query": query_column,
+            "queries.columns.reference": reference_column,
+            "queries.columns.id": id_column,
             "output": output,
             "grader": _json_or_name(grader, "--grader"),
             "candidates": candidate or None,
@@ -126,15 +130,20 @@ def collect(
             "repeats": repeats,
             "budget_usd": budget_usd,
             "sandbox": sandbox,
-            "cluster": {"address": address},
+            "cluster.address": address,
         }
-        file = validated(CollectFile, content, "rtr-ray collect")
+        file = load_collection(config, {key: value for key, value in changes.items() if value is not None})
+        from rtr_ray.collection import Collection
+
+        with screen.stage("check", unit="splits") as stage:
+            work = Collection.check(file)
+            stage.done = len(work.splits)
         from rtr_ray.distributed.collecting import collect as collect_outcomes
         from rtr_ray.screen import summary_table
 
-        found = collect_outcomes(file, screen, fresh)
+        found = collect_outcomes(work, screen, fresh)
     screen.console.print(summary_table(found))
-    screen.say(f"Outcomes: {output}")
+    screen.say(f"Outcomes: {file.output}")
     if found["status"] == "budget_exhausted":
         raise typer.Exit(BUDGET_EXHAUSTED)
 
@@ -231,7 +240,7 @@ def validate(
         name = str(file)
         content = {} if name in SHIPPED_POOLS or file.is_dir() else read_yaml(file)
         if isinstance(content, dict) and "corpus" in content:
-            job = load_job(name)
+            job = load_job(file)
             pool = load_pool(job.pool)
             where = f"{name} and {pool_path(job.pool)}"
         else:

@@ -372,20 +372,44 @@ def pool_path(name: str) -> Path:
     return path / "pool.yaml" if path.is_dir() else path
 
 
-def load_job(path: str, changes: Mapping[str, Any] | None = None) -> JobFile:
+def load_job(path: Path, changes: Mapping[str, Any] | None = None) -> JobFile:
     """Read a job file.
 
     Args:
         path: The file.
-        changes: Top-level keys that flags of the command line set.
+        changes: What flags of the command line set instead, by dotted key.
 
     Raises:
         ConfigError: Naming the file, the key and what was expected.
     """
-    content = read_yaml(Path(path))
-    if isinstance(content, dict):
-        content = content | dict(changes or {})
-    return validated(JobFile, content, path)
+    return validated(JobFile, _changed(read_yaml(path), changes or {}), str(path))
+
+
+def load_collection(path: Path | None, changes: Mapping[str, Any]) -> CollectFile:
+    """Read what is to be collected, from a file, from flags, or from both.
+
+    Raises:
+        ConfigError: Naming the key and what was expected.
+    """
+    content = {} if path is None else read_yaml(path)
+    return validated(
+        CollectFile, _changed(content, changes), "rtr-ray collect" if path is None else str(path)
+    )
+
+
+def _changed(content: Any, changes: Mapping[str, Any]) -> Any:
+    """The content with some values replaced, by dotted key."""
+    if not isinstance(content, dict):
+        return content
+    changed = dict(content)
+    for key, value in changes.items():
+        first, dot, rest = key.partition(".")
+        if not dot:
+            changed[first] = value
+        else:
+            below = changed.get(first, {})
+            changed[first] = _changed(below if isinstance(below, dict) else {}, {rest: value})
+    return changed
 
 
 def _located(path: Path, build: Any) -> Pool:

@@ -10,15 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
 
-from rtr_ray import grading, registry
-from rtr_ray.config import EncoderKeys, JobFile, load_pool
-from rtr_ray.corpus import Columns, Corpus, Split
+from rtr_ray import registry
+from rtr_ray.config import EncoderKeys
 from rtr_ray.distributed.answering import Answering, tally_results
 from rtr_ray.distributed.cluster import (
     Needs,
@@ -27,7 +25,6 @@ from rtr_ray.distributed.cluster import (
     deployment_needs,
     encoder_needs,
 )
-from rtr_ray.distributed.dispatching import build_grader
 from rtr_ray.distributed.routing import (
     Expected,
     RoutingWork,
@@ -36,14 +33,12 @@ from rtr_ray.distributed.routing import (
     write_plans,
     write_tables,
 )
-from rtr_ray.errors import BudgetError, ConfigError, DataError, LedgerError
-from rtr_ray.policies import FITTED, KNOWN
-from rtr_ray.policies.base import FittedPolicy, Policy, merged
-from rtr_ray.pool import Pool, fingerprint
-from rtr_ray.reading import open_corpus
-from rtr_ray.router import RouterFolder
+from rtr_ray.errors import BudgetError, DataError, LedgerError
+from rtr_ray.job import Job
+from rtr_ray.policies import FITTED
+from rtr_ray.policies.base import FittedPolicy, merged
+from rtr_ray.pool import Pool
 from rtr_ray.run_folder import PLAN, POLICY, SUMMARY, RunFolder
-from rtr_ray.sandbox import probe
 from rtr_ray.screen import Screen, money, summary_table
 from rtr_ray.summary import Tally, summary
 from rtr_ray.types import Candidate
@@ -52,79 +47,11 @@ _IDS_PER_BUCKET = 5_000_000  # ids that one task compares at a time
 _SPLITS_PER_ACTOR = 4
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Job:
-    """A job whose every part has been checked, before anything is started."""
-
-    file: JobFile
-    pool: Pool
-    policy: Policy
-    grader: grading.Grader | None
-    router: RouterFolder
-    corpus: Corpus
-    splits: tuple[Split, ...]
-
-    @classmethod
-    def check(cls, file: JobFile) -> Job:
-        """Read everything that the file names.
-
-        Raises:
-            RtrError: The first thing that is wrong, in one sentence.
-        """
-        check_output(file.output)
-        pool = load_pool(file.pool)
-        policy: Policy = registry.build(file.policy, KNOWN, "policy")
-        grader = build_grader(file.grader, grading.KNOWN, grading.Own)
-        if isinstance(grader, grading.Reference | grading.Judge):
-            raise ConfigError(
-                f"The grader '{grader.kind}' compares answers to the same query, and a run has one of each. "
-                "It serves rtr-ray collect; a run takes exact, numeric, multiple_choice, code or a function."
-            )
-        router = RouterFolder.load(file.router_keys.path)
-        router.check(pool, file.router_keys.untrained)
-        if any(pool.strategies[c.strategy].answer == "program" for c in pool.candidates):
-            probe(file.sandbox_keys.mode)
-        keys = file.corpus
-        columns = Columns(keys.columns.query, keys.columns.id, keys.columns.messages, keys.columns.reference)
-        most = file.encoder.actors if isinstance(file.encoder.actors, int) else file.encoder.actors[1]
-        corpus, splits = open_corpus(
-            keys.path, columns, keys.format, keys.unreadable, least_splits=most * _SPLITS_PER_ACTOR
-        )
-        return cls(file, pool, policy, grader, router, corpus, splits)
-
-    @property
-    def fingerprints(self) -> dict[str, str]:
-        """What must be the same for a run to go on."""
-        file = self.file
-        return {
-            "config": fingerprint(
-                [file.policy, file.grader, file.router_keys.untrained, file.sandbox_keys.model_dump()]
-            ),
-            "corpus": self.corpus.fingerprint,
-            "router": self.router.fingerprint,
-            "pool": self.pool.fingerprint,
-        }
-
-
-def check_output(output: str) -> None:
-    """Refuse an output that would be lost with the job.
-
-    Raises:
-        ConfigError: If a Ray job would write into its own working directory.
-    """
-    relative = "://" not in output and not Path(output).is_absolute()
-    if relative and "runtime_resources" in Path.cwd().parts:
-        raise ConfigError(
-            f"output is '{output}', which lies in the job's own working directory and goes with it. "
-            "Give an absolute path that all nodes share, or s3://."
-        )
-
-
-def run_job(file: JobFile, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     """Route and answer a corpus; go on where an earlier run of the same job stopped.
 
     Args:
-        file: What to do.
+        job: What to do, checked.
         screen: Where to show how far it is.
         fresh: Move an older run in the same folder aside.
 
@@ -134,10 +61,7 @@ def run_job(file: JobFile, screen: Screen, fresh: bool = False) -> dict[str, Any
     Raises:
         RtrError: In one sentence, whatever stands in the way.
     """
-    with screen.stage("check", unit="splits") as stage:
-        job = Job.check(file)
-        stage.done = len(job.splits)
-        stage.note = f"{len(job.corpus.files):,} file(s)"
+    file = job.file
     for name, reason in job.corpus.unreadable.items():
         screen.say(f"[yellow]Set aside, since it cannot be read:[/] {name} ({reason})")
     folder, aside = RunFolder.open(

@@ -17,6 +17,7 @@ from rtr_ray.pool import Deployment
 
 REPLICA_CPUS = 0.1  # what the actor of a replica takes beside its engine
 DISPATCH_CPUS = 0.1  # a dispatch actor mostly waits
+LAUNCH_CPUS = 0.1  # the task that starts the engines
 TASK_CPUS = 1.0  # one task of Ray Data that reads, chooses or sums up
 
 

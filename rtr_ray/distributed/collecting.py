@@ -19,18 +19,18 @@ import yaml
 
 from rtr_ray import grading
 from rtr_ray.cells import SAMPLE, cell_key, cell_rows, items, judge_rows, outcome_rows, sampled
-from rtr_ray.config import CollectFile, load_pool
-from rtr_ray.corpus import QUERY_ID, Columns, Corpus, Split
+from rtr_ray.collection import Collection
+from rtr_ray.corpus import QUERY_ID, Corpus, Split
 from rtr_ray.distributed.answering import Answering, tally_results
-from rtr_ray.distributed.batch import check_output, recorded_ending, side_by_side, terminable
+from rtr_ray.distributed.batch import recorded_ending, side_by_side, terminable
 from rtr_ray.distributed.cluster import TASK_CPUS, Needs, connected
-from rtr_ray.distributed.dispatching import build_grader, part_name
-from rtr_ray.errors import ConfigError, DataError
+from rtr_ray.distributed.dispatching import part_name
+from rtr_ray.errors import DataError
 from rtr_ray.parts import plan_key
 from rtr_ray.pool import Pool, fingerprint
-from rtr_ray.reading import open_corpus, read_split
+from rtr_ray.reading import read_split
 from rtr_ray.run_folder import RESULTS, SUMMARY, RunFolder
-from rtr_ray.sandbox import Sandbox, probe
+from rtr_ray.sandbox import Sandbox
 from rtr_ray.schemas import RESULTS as RESULTS_SCHEMA
 from rtr_ray.screen import Screen
 from rtr_ray.storage import Store, open_store, read_table, write_table
@@ -41,63 +41,7 @@ _BLOCK_ROWS = 4096
 _COMPARING = (grading.Exact, grading.Numeric, grading.MultipleChoice, grading.Code)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Collection:
-    """A collection whose every part has been checked, before anything is started."""
-
-    file: CollectFile
-    pool: Pool
-    candidates: tuple[Candidate, ...]
-    grader: grading.Grader | None
-    corpus: Corpus
-    splits: tuple[Split, ...]
-    pool_fingerprint: str  # of the whole pool, also where only some of it is run
-
-    @classmethod
-    def check(cls, file: CollectFile) -> Collection:
-        """Read everything that the file names.
-
-        Raises:
-            RtrError: The first thing that is wrong, in one sentence.
-        """
-        check_output(file.output)
-        pool = load_pool(file.pool)
-        candidates = _chosen(pool, file.candidates)
-        grader = build_grader(file.grader, grading.KNOWN, grading.Own)
-        if grader is not None:
-            grading.check_candidate(grader, pool.candidates)
-        if isinstance(grader, grading.Reference) and Candidate.parse(grader.candidate) not in candidates:
-            raise ConfigError(
-                f"The grader compares with {grader.candidate}, which is not among the candidates to be run."
-            )
-        if isinstance(grader, grading.Code) or any(
-            pool.strategies[c.strategy].answer == "program" for c in candidates
-        ):
-            probe(file.sandbox_keys.mode)
-        keys = file.queries
-        columns = Columns(keys.columns.query, keys.columns.id, keys.columns.messages, keys.columns.reference)
-        if columns.reference is None and isinstance(grader, _COMPARING):
-            raise ConfigError(
-                f"The grader '{grader.kind}' compares with a reference answer. Name its column "
-                "(--reference-column), or grade with reference, judge or a function of your own."
-            )
-        corpus, splits = open_corpus(keys.path, columns, keys.format, keys.unreadable)
-        return cls(file, pool, candidates, grader, corpus, splits, pool.fingerprint)
-
-
-def _chosen(pool: Pool, names: Sequence[str] | None) -> tuple[Candidate, ...]:
-    if names is None:
-        return pool.candidates
-    chosen = tuple(Candidate.parse(name) for name in names)
-    for candidate in chosen:
-        if candidate not in pool.candidates:
-            raise ConfigError(
-                f"{candidate} is not a candidate of the pool. Known: {', '.join(map(str, pool.candidates))}."
-            )
-    return chosen
-
-
-def collect(file: CollectFile, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+def collect(work: Collection, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     """Run candidates on queries, grade, and write outcomes; run only what is missing.
 
     Returns:
@@ -106,9 +50,7 @@ def collect(file: CollectFile, screen: Screen, fresh: bool = False) -> dict[str,
     Raises:
         RtrError: In one sentence, whatever stands in the way.
     """
-    with screen.stage("check", unit="splits") as stage:
-        work = Collection.check(file)
-        stage.done = len(work.splits)
+    file = work.file
     # a grown pool or sample goes on in the same folder; other queries do not
     folder, aside = RunFolder.open(
         f"{file.output.rstrip('/')}/_run",

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rtr_ray import registry
+from rtr_ray.collection import Collection
 from rtr_ray.comparison import Served, compare
 from rtr_ray.config import CollectFile, JobFile, load_pool
 from rtr_ray.distributed.batch import encoders_of, run_job, show_summary, terminable
@@ -23,6 +24,7 @@ from rtr_ray.distributed.deployments import Deployments
 from rtr_ray.embedded.questions import draw
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.estimators import KNOWN as ESTIMATORS
+from rtr_ray.job import Job
 from rtr_ray.pool import fingerprint
 from rtr_ray.run_folder import SUMMARY
 from rtr_ray.screen import Screen, comparison_table
@@ -85,7 +87,7 @@ def run_demo(output: str, questions: int, screen: Screen, fresh: bool = False) -
                 deployments.start(everything)  # they take longest: the router is trained meanwhile
             _write_questions(places, questions, screen)
             _train(places, screen)
-            found = run_job(file, screen)
+            found = run_job(Job.check(file), screen)
             _collect(places, screen)
         finally:
             deployments.stop(everything)
@@ -161,21 +163,19 @@ def _train(places: _Places, screen: Screen) -> None:
 
 def _collect(places: _Places, screen: Screen) -> None:
     screen.say("Now every candidate answers every question, to compare with.")
-    collect(
-        CollectFile.model_validate(
-            {
-                "pool": "embedded",
-                "queries": {
-                    "path": str(places.questions),
-                    "columns": {"query": "query", "reference": "reference"},
-                },
-                "output": str(places.outcomes),
-                "grader": "numeric",
-                "cluster": {"serve_app": "rtr-demo"},
-            }
-        ),
-        screen,
+    file = CollectFile.model_validate(
+        {
+            "pool": "embedded",
+            "queries": {
+                "path": str(places.questions),
+                "columns": {"query": "query", "reference": "reference"},
+            },
+            "output": str(places.outcomes),
+            "grader": "numeric",
+            "cluster": {"serve_app": "rtr-demo"},
+        }
     )
+    collect(Collection.check(file), screen)
 
 
 def _compared(places: _Places, found: Mapping[str, Any]) -> dict[str, Any]:

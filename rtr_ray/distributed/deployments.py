@@ -7,46 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import ray
 from ray import serve
-from ray.serve import Application, RunTarget
-from ray.serve.llm import LLMConfig, build_llm_deployment
 from ray.util import placement_group_table
 
-from rtr_ray.distributed.cluster import REPLICA_CPUS, replica_needs
-from rtr_ray.distributed.server import ChunkServer
+from rtr_ray.distributed.cluster import LAUNCH_CPUS, replica_needs
 from rtr_ray.errors import ExecutionError, PlacementError
 from rtr_ray.pool import Deployment
 
-_UNLIMITED = 1_000_000_000
 
+@ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)
+def launch(deployments: Mapping[str, Deployment]) -> None:
+    """Begin to start applications, by name.
 
-def llm_config(deployment: Deployment) -> LLMConfig:
-    """The deployment as Ray Serve LLM wants it."""
-    options: dict[str, Any] = {}
-    if deployment.accelerator == "cpu":
-        options["accelerator_config"] = {"kind": "cpu"}
-        options["placement_group_config"] = {"bundles": [{"CPU": deployment.num_cpus}]}
-    elif deployment.accelerator != "gpu":
-        options["accelerator_type"] = deployment.accelerator
-    return LLMConfig(
-        model_loading_config={"model_id": deployment.id, "model_source": deployment.source},
-        deployment_config={
-            "autoscaling_config": {
-                "min_replicas": deployment.min_replicas,
-                "max_replicas": deployment.max_replicas,
-            },
-            "ray_actor_options": {"num_cpus": REPLICA_CPUS},
-        },
-        runtime_env={"env_vars": dict(deployment.env)},
-        log_engine_metrics=False,
-        engine_kwargs={"enable_prompt_tokens_details": True, **deployment.engine},
-        **options,
-    )
+    A task of its own, since building them imports vllm: that takes many seconds and hundreds of
+    megabytes, which the driver can do without.
+    """
+    from rtr_ray.distributed.engines import run_applications
 
-
-def application(deployment: Deployment) -> Application:
-    """One application with one deployment, which answers chunks."""
-    return build_llm_deployment(llm_config(deployment), deployment_cls=ChunkServer)
+    run_applications(deployments)
 
 
 @dataclass(slots=True)
@@ -61,7 +40,7 @@ class Deployments:
     attached: bool = False
     placement_timeout_s: float = 60.0
     startup_timeout_s: float = 900.0
-    build: Any = application  # Deployment -> Application; another one in tests
+    _launch: Any = None
     _started: dict[str, float] = field(default_factory=dict)
 
     def app_name(self, deployment: Deployment) -> str:
@@ -73,13 +52,9 @@ class Deployments:
         mine = [d for d in deployments if d.endpoint is None]
         if self.attached or not mine:
             return
-        serve.start(proxy_location="Disabled")  # the handle is enough; no port is opened
-        targets = [RunTarget(self.build(d), name=self.app_name(d), route_prefix=None) for d in mine]
         for deployment in mine:
             self._started[deployment.id] = time.monotonic()
-        serve.run_many(
-            targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False
-        )
+        self._launch = launch.remote({self.app_name(d): d for d in mine})
 
     def ready(self, deployments: Sequence[Deployment]) -> dict[str, bool]:
         """Which of them answer.
@@ -88,8 +63,19 @@ class Deployments:
             PlacementError: If one has waited too long for resources; it says which.
             ExecutionError: If one failed to start, or takes too long.
         """
+        self._check_launch()
         known = serve.status().applications if any(d.endpoint is None for d in deployments) else {}
         return {d.id: d.endpoint is not None or self._is_ready(d, known) for d in deployments}
+
+    def _check_launch(self) -> None:
+        if self._launch is not None and ray.wait([self._launch], timeout=0)[0]:
+            launched, self._launch = self._launch, None
+            try:
+                ray.get(launched)
+            except Exception as error:
+                raise ExecutionError(
+                    f"The deployments could not be started: {_reason(str(error))}"
+                ) from error
 
     def _is_ready(self, deployment: Deployment, known: Mapping[str, Any]) -> bool:
         name = self.app_name(deployment)

@@ -22,7 +22,6 @@ import ray
 from ray import serve
 from ray.data import ActorPoolStrategy
 
-from rtr_ray import registry
 from rtr_ray.answers import Answerer
 from rtr_ray.cells import SAMPLE
 from rtr_ray.config import DispatchKeys, SandboxKeys
@@ -319,16 +318,3 @@ def answer_parts(work: DispatchWork, keys: Sequence[str], actors: int = 1) -> It
     )
     for row in parts.iter_rows():
         yield row["key"]
-
-
-def build_grader(
-    spec: str | Mapping[str, Any] | None, known: Mapping[str, str], own: type[Any]
-) -> Grader | None:
-    """The grader of a configuration; None where none is configured."""
-    if spec is None:
-        return None
-    if isinstance(spec, str) and ":" in spec:
-        grader: Grader = own(spec)
-        return grader
-    grader = registry.build(spec, known, "grader")
-    return grader
