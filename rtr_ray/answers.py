@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal
 
 from rtr_ray.errors import ConfigError
 from rtr_ray.strategies import Strategy
@@ -16,9 +16,10 @@ from rtr_ray.types import Outcome, Sample
 RunProgram = Callable[[str], Awaitable[str | None]]
 """Runs a program in isolation; gives what it printed, None where it failed."""
 
-_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+−]?\.\d+")
-_CODE = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
-_STATED = re.compile(r"(?:answer|result)\s*(?:is|:|=)\s*[:=]?\s*(.+)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+−]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?")
+_FENCED = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)(?:```|\Z)", re.DOTALL)
+_PYTHON = ("python", "python3", "py")
+_STATED = re.compile(r"^.*\b(?:answer|result)\s*(?:is\b|:|=)\s*[:=]?\s*(.+)", re.IGNORECASE | re.MULTILINE)
 _CHOICE = re.compile(r"(?<![A-Za-z])\(?([A-J])\)?(?![A-Za-z])")
 
 
@@ -76,16 +77,18 @@ def read_auto(text: str) -> str | None:
         return boxed
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
-        if stated := _STATED.search(line):
+        if stated := _STATED.match(line):
             return stated.group(1).strip().strip("*").rstrip(".") or None
     return lines[-1] if lines else None
 
 
 def read_program(text: str) -> str | None:
-    """The last Python block, or the whole text where nothing is fenced."""
-    blocks = _CODE.findall(text)
-    code: str = blocks[-1] if blocks else text
-    return code if code.strip() else None
+    """The last Python block; else the last block of no language; the whole text where nothing is fenced."""
+    blocks = [(language.lower(), code) for language, code in _FENCED.findall(text)]
+    programs = [code for language, code in blocks if language in _PYTHON]
+    programs = programs or [code for language, code in blocks if not language]
+    program: str = programs[-1] if programs else ("" if blocks else text)
+    return program if program.strip() else None
 
 
 def printed_answer(printed: str) -> str | None:
@@ -104,43 +107,67 @@ READERS: Mapping[str, Callable[[str], str | None]] = {
 }
 
 
+_UNIT = re.compile(
+    r"(?!(?:and|or|to|pi|sqrt)\b)"  # `2 or 3` and `2\pi` are more than the number 2
+    r"(?!(?:[xyzneiIE]|pi|sqrt)(?![A-Za-z]))"  # `3x`, `2e`, `5i`
+    r"[A-Za-z°][A-Za-z.°/]*(?:\^?\d)?(?:\s+[A-Za-z°/][A-Za-z.°/]*(?:\^?\d)?)*"  # km/h, cm^2, nice apples
+)
+_WHOLE = re.compile(
+    rf"(?P<sign>[-+]?)\s*[$€£]?\s*(?P<mixed>\d+(?=\s+\d+\s*/))?\s*(?P<top>{_NUMBER.pattern})"
+    rf"(?:\s*/\s*(?P<bottom>\d+))?\s*(?:[%$€£]|{_UNIT.pattern})?"
+)
+_LARGEST_EXPONENT = 10_000  # beyond, a number is compared as text: nobody means it, and decimals overflow
+
+
 def number(text: str | None) -> Decimal | None:
     """The number that an answer states, None where it states none or more than a number.
 
     Reads thousands separators, currency and percent signs, a unit behind the number, fractions
-    (`3/4`, `\\frac{3}{4}`), and `x = 5`.
+    (`3/4`, `\\frac{3}{4}`, `2 1/2`), and `x = 5`.
 
     Example:
-        >>> number("$1,234.50"), number("x = 3/4"), number("six")
-        (Decimal('1234.50'), Decimal('0.75'), None)
+        >>> number("$1,234.50"), number("x = 3/4"), number("six"), number("2 or 3")
+        (Decimal('1234.50'), Decimal('0.75'), None, None)
     """
     if text is None:
         return None
-    plain = (
-        text.strip().strip("$*. ").replace("−", "-").replace("\\$", "").replace("\\%", "").replace("\\,", "")
-    )
-    plain = re.sub(r"\\d?frac\{([^{}]+)\}\{([^{}]+)\}", r"\1/\2", plain)
-    plain = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\^\\?circ|\\", "", plain)
-    if "=" in plain:
-        plain = plain.rsplit("=", 1)[1].strip()
-    match = re.fullmatch(
-        rf"(?:[$€£]\s*)?({_NUMBER.pattern})(?:\s*/\s*(\d+))?\s*(?:%|[A-Za-z°][\w .°/^]*)?", plain
-    )
-    if not match:
+    plain = text.strip().lstrip("$* ").rstrip("$*. ").replace("−", "-")
+    plain = plain.replace("\\$", "").replace("\\%", "%").replace("\\,", "")
+    plain = re.sub(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}", r" \1/\2", plain)
+    plain = re.sub(r"\\(?:text|mathrm)\{[^{}]*\}|\^\{?\\?circ\}?|\\", "", plain)
+    left, equals, right = plain.rpartition("=")
+    if equals:
+        if re.search(r"[=<>!,;]|\b(?:and|or)\b", left):
+            return None
+        plain = right
+    match = _WHOLE.fullmatch(plain.strip())
+    if not match or (match["sign"] and match["top"][0] in "-+"):
         return None
     try:
-        value = Decimal(match.group(1).replace(",", ""))
-        return value / Decimal(match.group(2)) if match.group(2) else value
-    except (InvalidOperation, ZeroDivisionError):
+        value = Decimal(match["top"].replace(",", ""))
+        if abs(value.adjusted()) > _LARGEST_EXPONENT:
+            return None
+        if match["bottom"]:
+            value /= Decimal(match["bottom"])
+        if match["mixed"]:
+            value += Decimal(match["mixed"])
+    except ArithmeticError:
         return None
+    return -value if match["sign"] == "-" else value
 
 
 def canonical(answer: str) -> str:
     """The form in which two answers are compared: numbers by value, text without case and spacing."""
     value = number(answer)
-    if value is not None and value.is_finite():
-        return f"{value.normalize():f}" if abs(value.adjusted()) < 100 else str(value.normalize())
-    return " ".join(answer.split()).casefold().rstrip(".")
+    if value is None:
+        return " ".join(answer.split()).casefold().rstrip(". ")
+    if not value:
+        return "0"
+    exact = _EXACT.normalize(value)  # the usual context would round a long number
+    return f"{exact:f}" if abs(exact.adjusted()) < 100 else str(exact)
+
+
+_EXACT = Context(prec=2 * _LARGEST_EXPONENT)
 
 
 def select_first(answers: Sequence[str | None]) -> str | None:
@@ -185,19 +212,25 @@ class Answerer:
 
     strategies: Mapping[str, Strategy]
     run_program: RunProgram | None = None  # needed where a strategy answers by program
+    thinking: frozenset[str] = frozenset()  # models that think before they answer
 
     async def read(self, outcome: Outcome) -> Outcome:
         """The outcome with the answer of each sample, and the one that is selected."""
         if not outcome.samples:
             return outcome
         strategy = self.strategies[outcome.candidate.strategy]
-        answers = await asyncio.gather(*(self._read_sample(strategy, sample) for sample in outcome.samples))
+        thinks = outcome.candidate.model in self.thinking
+        answers = await asyncio.gather(
+            *(self._read_sample(strategy, sample, thinks) for sample in outcome.samples)
+        )
         samples = tuple(replace(s, answer=a) for s, a in zip(outcome.samples, answers, strict=True))
         return replace(outcome, samples=samples, answer=SELECTORS[strategy.select](answers))
 
-    async def _read_sample(self, strategy: Strategy, sample: Sample) -> str | None:
+    async def _read_sample(self, strategy: Strategy, sample: Sample, thinks: bool) -> str | None:
         text = without_thinking(sample.text)
-        if text is None:
+        # where the chat template writes the opening <think>, an answer that is cut in it has no tag at all
+        unfinished = thinks and sample.finish_reason == "length" and "</think>" not in sample.text
+        if text is None or unfinished:
             return None
         found = READERS[strategy.answer](text)
         if strategy.answer != "program" or found is None:

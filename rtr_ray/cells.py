@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from rtr_ray.corpus import GOLD, QUERY_ID, ROW_ERROR, TEXT
+from rtr_ray.errors import DataError
 from rtr_ray.grading import Item
 from rtr_ray.policies.base import stable_hash
 from rtr_ray.pool import Pool
@@ -42,6 +43,9 @@ def cell_rows(block: pa.Table, candidate: Candidate, repeats: int, below: int | 
         candidate: Whom the queries are put to.
         repeats: How often each is asked.
         below: Only queries whose id hashes to at most this; None: all.
+
+    Raises:
+        DataError: If a column that outcomes keep (`FACTS`) cannot be what it is there.
     """
     keep = [
         error is None and (below is None or stable_hash(name) <= below)
@@ -52,6 +56,9 @@ def cell_rows(block: pa.Table, candidate: Candidate, repeats: int, below: int | 
     # nothing is predicted yet: the longest prompts first, as the best guess of the longest answers
     order = np.tile(np.argsort(-sizes, kind="stable"), repeats)
     rows = rows.take(pa.array(order))
+    for name in FACTS:
+        if name in rows.column_names:
+            rows = rows.set_column(rows.column_names.index(name), name, _fact(rows[name], name))
     values: dict[str, Any] = {
         "model": [candidate.model] * len(rows),
         "strategy": [candidate.strategy] * len(rows),
@@ -62,6 +69,17 @@ def cell_rows(block: pa.Table, candidate: Candidate, repeats: int, below: int | 
         rows = rows.append_column(field, column)
     number = np.repeat(np.arange(repeats, dtype=np.int32), len(sizes))
     return rows.append_column(SAMPLE, pa.array(number, pa.int32()))
+
+
+def _fact(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    kind = OUTCOMES.field(name).type
+    try:
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"The column '{name}' of the queries goes into the outcomes as {kind}, and this one is "
+            f"{column.type} with other values. Rename it, or make it {kind}."
+        ) from error
 
 
 def cell_key(pool: Pool, candidate: Candidate, number: int) -> str:

@@ -201,9 +201,9 @@ def show_trained(trained: Any, screen: Screen, output: str) -> None:
                 name,
                 f"{100 * row['accuracy']:.1f}%" if row["accuracy"] is not None else "-",
                 f"{100 * row['predicted_accuracy']:.1f}%" if row["predicted_accuracy"] is not None else "-",
-                f"{row['output_tokens']:.1f}",
+                f"{row['output_tokens']:.1f}" if row["output_tokens"] is not None else "-",
                 f"{ratio:.3f}" if ratio is not None else "-",
-                f"{100 * row['tokens_within_p95']:.1f}%",
+                f"{100 * row['tokens_within_p95']:.1f}%" if row["tokens_within_p95"] is not None else "-",
             )
         screen.console.print(table)
     screen.say(f"Router: {output}")

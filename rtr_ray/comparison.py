@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from rtr_ray.errors import DataError
+from rtr_ray.pool import USD_QUANTUM
 from rtr_ray.summary import plain
 from rtr_ray.types import BoolArray, FloatArray
 
@@ -54,7 +55,9 @@ class Served:
         }
         ids = tuple(name for name in cells if name in routed)
         lacking = [name for name in ids if len(cells[name]) < len(names)]
-        if lacking or not ids:
+        if not ids:
+            raise DataError("The outcomes and the results have no query in common.")
+        if lacking:
             raise DataError(f"{len(lacking)} of {len(ids)} queries were not answered by every candidate.")
         return cls(
             ids,
@@ -82,7 +85,7 @@ def compare(served: Served, seed: int = 0) -> dict[str, Any]:
     best = min(range(len(totals)), key=lambda c: (-accuracy_C[c], totals[c]))
     cheapest = min(range(len(totals)), key=lambda c: (totals[c], -accuracy_C[c]))
     oracle_right, oracle_cost = _oracle(served)
-    mean_cost = sum(totals, Decimal(0)) / len(totals)
+    mean_cost = (sum(totals, Decimal(0)) / len(totals)).quantize(USD_QUANTUM)
     rows = {
         "routed": (float(served.routed_correct.mean()), sum(served.routed_cost_usd, Decimal(0)), None),
         "best_single": (float(accuracy_C[best]), totals[best], served.candidates[best]),

@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from rtr_ray.answers import check_answering
 from rtr_ray.errors import ConfigError
@@ -19,8 +19,15 @@ from rtr_ray.types import Sampling
 from rtr_ray.yaml_door import Door, read_yaml, validated
 
 Usd = Annotated[
-    Decimal, Field(ge=0, description="dollars per million tokens, 0 for free, at most 6 decimals")
+    Decimal,
+    Field(
+        ge=0,
+        le=1_000_000,
+        decimal_places=6,
+        description="dollars per million tokens, 0 for free, at most 6 decimals",
+    ),
 ]
+Count = Annotated[int, Field(ge=1)]
 
 SHIPPED_POOLS = {"embedded": "embedded/pool.yaml", "paper": "pools/paper.yaml"}
 """Pools that come with rtr-ray, by the name that stands where a path would."""
@@ -110,9 +117,17 @@ class DeploymentKeys(Door):
     def build(self, name: str, folder: Path) -> Deployment:
         """The deployment; a source that is a folder beside the file becomes its path."""
         local = folder / self.source if self.source else None
-        parallel = self.engine.get("tensor_parallel_size", 1) * self.engine.get("pipeline_parallel_size", 1)
+        if self.source and self.source.startswith(("./", "../")) and not (folder / self.source).is_dir():
+            raise ConfigError(
+                f"deployments.{name}.source is '{self.source}': there is no such folder beside the file. "
+                "Expected: a folder (relative to this file) or a hub id."
+            )
+        parallel = self._parallel(name, "tensor_parallel_size") * self._parallel(
+            name, "pipeline_parallel_size"
+        )
         local_gpus = 0.0 if self.accelerator == "cpu" or self.openai else float(parallel)
-        context = self.context_tokens or self.engine.get("max_model_len")
+        longest = self.engine.get("max_model_len")
+        own = longest if isinstance(longest, int) and longest > 0 else None  # -1 and "auto": as it fits
         return Deployment(
             id=name,
             price=self.prices.build(),
@@ -125,11 +140,20 @@ class DeploymentKeys(Door):
             min_replicas=self.autoscaling.min_replicas,
             max_replicas=self.autoscaling.max_replicas,
             env=self.env,
-            context_tokens=None if context is None else int(context),
+            context_tokens=self.context_tokens or own,
             max_in_flight=self.max_in_flight,
             gpu_usd_per_hour=self.gpu_usd_per_hour,
             written_source=self.source or "",
         )
+
+    def _parallel(self, name: str, key: str) -> int:
+        value = self.engine.get(key, 1)
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(
+                f"deployments.{name}.engine.{key} is {value!r}: a whole number is needed. "
+                "Expected: over how many GPUs the model is spread."
+            )
+        return value
 
 
 class ModelKeys(Door):
@@ -218,6 +242,9 @@ class PoolFile(Door):
         """The pool."""
         if isinstance(self.strategies, list):
             keys = {name: StrategyKeys(builtin=name) for name in self.strategies}
+            if len(keys) < len(self.strategies):
+                twice = next(name for name in keys if self.strategies.count(name) > 1)
+                raise ConfigError(f"{where}: strategies names '{twice}' twice. Expected: each once.")
         else:
             keys = self.strategies
         return Pool(
@@ -263,13 +290,20 @@ class RouterKeys(Door):
 class EncoderKeys(Door):
     """The actors that encode and predict."""
 
-    actors: int | tuple[int, int] = Field(1, description="a count, or [least, most]")
+    actors: Count | tuple[Count, Count] = Field(1, description="a count, or [least, most]")
     num_cpus: float = Field(1.0, ge=0, description="logical CPUs of one actor")
     num_gpus: float = Field(0.0, ge=0, description="GPUs of one actor; fractions allowed")
     batch_rows: int = Field(2048, ge=1, description="rows that are encoded together")
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     keep_embeddings: bool = Field(False, description="true or false")
+
+    @field_validator("actors")
+    @classmethod
+    def _in_order(cls, actors: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(actors, tuple) and actors[0] > actors[1]:
+            raise ValueError("the least is above the most")
+        return actors
 
 
 class DispatchKeys(Door):

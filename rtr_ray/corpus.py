@@ -7,18 +7,21 @@ a file that cannot be read is refused before anything is spent, or set aside if 
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
+import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any
-from urllib.parse import urlparse
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from rtr_ray.errors import DataError
 from rtr_ray.pool import fingerprint
+from rtr_ray.schemas import PREDICTIONS, RESULTS
 from rtr_ray.storage import s3_filesystem
 
 FORMATS = {
@@ -37,29 +40,18 @@ QUERY_ID, TEXT, MESSAGES, GOLD, ROW_ERROR = "query_id", "_text", "_messages", "_
 reference answer, and why the row cannot be used (null: it can)."""
 
 OWN = (TEXT, MESSAGES, GOLD, ROW_ERROR)
-RESULT_COLUMNS = (
-    "query_id",
-    "status",
-    "answer",
-    "response",
-    "model",
-    "strategy",
-    "samples",
-    "input_tokens",
-    "cached_input_tokens",
-    "output_tokens",
-    "cost_usd",
-    "predicted_accuracy",
-    "predicted_output_tokens",
-    "predicted_cost_usd",
-    "runner_up",
-    "finish_reason",
-    "latency_s",
-    "attempts",
-    "error",
-    "correct",
-    "all_samples",
+WORKING = (
+    *(
+        "_accuracy",
+        "_output_tokens",
+        "_output_tokens_p95",
+        "_cost_usd",
+        "_allowed",
+        "_embedding",
+    ),  # of a table
+    "_sample",  # of a collection
 )
+"""Columns that stand beside the user's on the way to the results."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,28 +122,34 @@ def stable_id(relative: str, row: int) -> str:
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or URI, and the path in it."""
-    parsed = urlparse(uri)
-    if parsed.scheme == "s3":
-        return s3_filesystem(), f"{parsed.netloc}{parsed.path}".rstrip("/")
-    return pafs.LocalFileSystem(), uri.removeprefix("file://")
+    if uri.startswith("s3://"):
+        return s3_filesystem(), uri.removeprefix("s3://").rstrip("/")
+    return pafs.LocalFileSystem(), os.path.abspath(uri.removeprefix("file://"))
 
 
 def list_files(uri: str, format: str = "auto") -> tuple[File, ...]:
     """The files that a path, folder or glob names, sorted.
 
     Args:
-        uri: Local or `s3://`. In a folder, files with an unknown ending and hidden files are passed over.
-        format: auto (by ending), parquet, jsonl, csv or openai_batch.
+        uri: Local or `s3://`. In a folder, files with an unknown ending and hidden files (their name
+            begins with '.' or '_') are passed over. In a glob, `*` stays within a folder and `**` goes
+            down any number of them.
+        format: auto (by ending), parquet, jsonl, csv or openai_batch: then files of that ending, or
+            where there are none, those without a known one.
 
     Raises:
         DataError: If there is nothing, or nothing with a known ending, or several formats.
     """
     system, path = filesystem(uri)
-    found = list(_found(system, path, uri))
+    found = [(info, relative, _ending(info.path)) for info, relative in _found(system, path, uri)]
+    if format != "auto":
+        wanted = "jsonl" if format == "openai_batch" else format
+        chosen = [one for one in found if one[2] == wanted] or [one for one in found if one[2] is None]
+        found = [(info, relative, format) for info, relative, _ in chosen or found]
     files = [
-        File(info.path, relative, info.size or 0, str(info.mtime_ns), kind)
-        for info, relative in found
-        if (kind := _format(info.path, format)) and (info.size or 0) >= 0
+        File(info.path, relative, info.size, str(info.mtime_ns), kind)
+        for info, relative, kind in found
+        if kind
     ]
     if not files:
         what = "No such file or folder" if not found else f"None of {len(found)} files has a known ending"
@@ -167,37 +165,43 @@ def list_files(uri: str, format: str = "auto") -> tuple[File, ...]:
 
 def _found(system: pafs.FileSystem, path: str, uri: str) -> Iterator[tuple[pafs.FileInfo, str]]:
     try:
-        if any(sign in path for sign in "*?["):
-            fixed = path[: min(path.index(sign) for sign in "*?[" if sign in path)]
-            base = fixed.rpartition("/")[0]
-            for info in _files_below(system, base or "."):
-                if fnmatch.fnmatchcase(info.path, path):
-                    yield info, info.path.removeprefix(base).lstrip("/")
-            return
         info = system.get_file_info(path)
         if info.type == pafs.FileType.File:
             yield info, info.base_name
         elif info.type == pafs.FileType.Directory:
-            root = path.rstrip("/")
-            for below in _files_below(system, path):
-                relative = below.path.removeprefix(root).lstrip("/")
-                if not any(part.startswith((".", "_")) for part in relative.split("/")):
-                    yield below, relative
+            yield from _files_below(system, path, ["**", "*"])
+        elif signs := [path.index(sign) for sign in "*?[" if sign in path]:
+            base = path[: min(signs)].rpartition("/")[0]
+            yield from _files_below(system, base or "/", path.removeprefix(base).lstrip("/").split("/"))
     except OSError as error:
-        raise DataError(f"Cannot list {uri}: {str(error).splitlines()[0][:300]}.") from error
+        raise DataError(f"Cannot list {uri}: {first_line(error)}.") from error
 
 
-def _files_below(system: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
-    selector = pafs.FileSelector(path, recursive=True, allow_not_found=True)
-    return [info for info in system.get_file_info(selector) if info.type == pafs.FileType.File]
+def _files_below(
+    system: pafs.FileSystem, folder: str, pattern: list[str]
+) -> Iterator[tuple[pafs.FileInfo, str]]:
+    selector = pafs.FileSelector(folder, recursive=len(pattern) > 1, allow_not_found=True)
+    for info in system.get_file_info(selector):
+        relative = info.path.removeprefix(folder).lstrip("/")
+        if info.type == pafs.FileType.File and _matches(relative.split("/"), pattern):
+            yield info, relative
 
 
-def _format(path: str, format: str) -> str | None:
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """Whether a path fits a glob, part by part; a hidden part fits only a pattern that is hidden itself."""
+    if not pattern or not parts:
+        return not pattern and not parts
+    hidden = parts[0].startswith((".", "_")) and parts[0][0] != pattern[0][:1]
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or (not hidden and _matches(parts[1:], pattern))
+    return not hidden and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _ending(path: str) -> str | None:
     name = path.rsplit("/", 1)[-1].lower()
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
-    by_ending = next((kind for ending, kind in FORMATS.items() if name.endswith(ending)), None)
-    return by_ending if format == "auto" else format
+    return next((kind for ending, kind in FORMATS.items() if name.endswith(ending)), None)
 
 
 def result_names(user_columns: Sequence[str], columns: Columns) -> dict[str, str]:
@@ -206,7 +210,7 @@ def result_names(user_columns: Sequence[str], columns: Columns) -> dict[str, str
     A name that the results need for themselves (`answer`, `model`, ...) is kept as
     `corpus_answer` and so on; the id column is `query_id` there.
     """
-    taken = set(RESULT_COLUMNS) | set(OWN)
+    taken = {*RESULTS.names, *PREDICTIONS.names, *OWN, *WORKING}
     renamed: dict[str, str] = {}
     for name in user_columns:
         if name == "query_id" and columns.id == "query_id":
@@ -220,15 +224,22 @@ def result_names(user_columns: Sequence[str], columns: Columns) -> dict[str, str
 
 def reading_error(file: File, error: Exception) -> DataError:
     """What is said of a file that cannot be read."""
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return DataError(
-        f"Cannot read {file.relative} as {file.format}: {reason}. Repair or remove it, or set "
+        f"Cannot read {file.relative} as {file.format}: {first_line(error)}. Repair or remove it, or set "
         "corpus.unreadable: skip to go on without it."
     )
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, without the row that it may quote."""
+    line = (str(error) or type(error).__name__).splitlines()[0]
+    return re.sub(r"(got \d+): .*", r"\1", line)[:200].rstrip(". ")
+
+
 def check_columns(names: Sequence[str], columns: Columns, file: File) -> None:
-    """Refuse a file that lacks a column that the configuration names."""
+    """Refuse a file that lacks a column that the configuration names, or has one twice."""
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise DataError(f"{file.relative} has the column '{twice[0]}' twice. Name each column once.")
     for key, wanted in (
         ("query", None if columns.messages else columns.query),
         ("id", columns.id),

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Protocol
 
-from rtr_ray.errors import ConfigError, TransientError
+from rtr_ray.errors import ConfigError, RtrError, TransientError
 from rtr_ray.executors.base import Executor, Failure, Reply
 from rtr_ray.ledger import Grant
 from rtr_ray.pool import Pool
@@ -98,6 +98,10 @@ class Gate:
     taken: int = 0
     listeners: list[Callable[[], None]] = field(default_factory=list)  # told when there is room again
 
+    def __post_init__(self) -> None:
+        if self.limit < 1:
+            raise ConfigError(f"{self.limit} requests may be in flight at once; 1 is the least.")
+
     @property
     def room(self) -> int:
         """How many more may go."""
@@ -135,13 +139,19 @@ class Dispatcher:
     _source: Iterator[Request] = field(default_factory=lambda: iter(()))
     _done: asyncio.Queue[Outcome | None] = field(default_factory=asyncio.Queue)  # None: look again
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _in_flight: int = 0  # of this dispatcher's requests, at the executor
+    _flying: set[str] = field(default_factory=set)  # at the executor, in the gate
+    _reserved: set[str] = field(default_factory=set)  # ours to close: nobody else knows of them yet
+    _settling: set[asyncio.Future[None]] = field(default_factory=set)
     _exhausted: bool = False  # the source has given its last request
+    _starved: bool = False  # the last that were asked for wait for the budget
     _broken: BaseException | None = None
     _waiting: int = 0  # requests that wait to be sent again
 
-    async def run(self, requests: Iterable[Request]) -> AsyncIterator[Outcome]:
+    async def run(self, requests: Iterable[Request]) -> AsyncGenerator[Outcome, None]:
         """One outcome per request, as they finish.
+
+        Closed early (see `contextlib.aclosing`), it takes back what is on its way: those
+        reservations are lost.
 
         Args:
             requests: Taken in order and only as fast as they can be sent.
@@ -150,65 +160,78 @@ class Dispatcher:
         self.gate.listeners.append(self._wake)
         try:
             while True:
-                refused = await self._send()
+                refused = [] if self._broken else await self._send()
                 for outcome in refused:
                     yield outcome
                 if refused:
                     continue
                 if self._idle():
-                    return
-                outcome_or_wake = await self._next(bool(self._pending))
-                if outcome_or_wake is not None:
-                    yield outcome_or_wake
+                    break
+                if (done := await self._next()) is not None:
+                    self._reserved.discard(done.key)  # who takes the outcome settles it
+                    yield done
+            if self._broken is not None:
+                raise self._broken
         finally:
             self.gate.listeners.remove(self._wake)
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._stop()
 
     def _idle(self) -> bool:
-        left = self._in_flight or self._waiting or self._pending or not self._exhausted
-        return not left and self._done.empty()
+        """Whether no outcome will come any more."""
+        left = self._flying or self._waiting or self._pending or not self._exhausted
+        return self._done.empty() and (not left or self._broken is not None)
+
+    async def _stop(self) -> None:
+        """End all tasks, leave the gate, close the reservations that nobody else will close."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._settling, return_exceptions=True)
+        self.gate.leave(len(self._flying))
+        self._flying.clear()
+        lost = [Settlement(key, lost=True) for key in self._reserved]
+        self._reserved.clear()
+        if lost:
+            with contextlib.suppress(Exception):  # the ledger may be what broke
+                await self.books.settle(lost)
 
     def _wake(self) -> None:
-        if self._done.empty():
+        # room is not what a starved dispatcher lacks; and two of them would wake each other for ever
+        if self._done.empty() and not self._starved:
             self._done.put_nowait(None)
 
-    async def _next(self, starved: bool) -> Outcome | None:
-        # requests that wait for the budget may be freed by other dispatchers, of whom nobody tells us
-        try:
-            outcome = await asyncio.wait_for(self._done.get(), 0.25 if starved else None)
-        except TimeoutError:
-            return None
-        if self._broken is not None:
-            raise self._broken
-        return outcome
+    async def _next(self) -> Outcome | None:
+        # the budget may be freed by other dispatchers, of whom nobody tells us
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STARVED_S if self._starved else None):
+                return await self._done.get()
+        return None
 
     async def _send(self) -> list[Outcome]:
         """Send as much as may be in flight; gives the outcomes of what cannot be paid."""
         refused: list[Outcome] = []
-        while (room := self._room()) > 0:
+        blocked: list[_Attempt] = []
+        while not refused and not blocked and (room := self._room()) > 0:
             chunk = self._take(min(room, self.settings.chunk))
             if not chunk:
                 break
             self.gate.taken += len(chunk)  # before anything is awaited: others look at the gate too
-            grants = await self.books.reserve(
-                [
-                    Reservation(a.request.key, a.request.candidate, self.pool.worst_case_usd(a.request))
-                    for a in chunk
-                ]
-            )
-            granted = [a for a, grant in zip(chunk, grants, strict=True) if grant is Grant.GRANTED]
-            blocked = [a for a, grant in zip(chunk, grants, strict=True) if grant is Grant.WAIT]
-            refused += [_skipped(a.request) for a, g in zip(chunk, grants, strict=True) if g is Grant.NEVER]
+            granted: list[_Attempt] = []
+            try:
+                for attempt, grant in zip(chunk, await self._reserve(chunk), strict=True):
+                    if grant is Grant.NEVER:
+                        refused.append(_skipped(attempt))
+                    else:
+                        (granted if grant is Grant.GRANTED else blocked).append(attempt)
+            finally:
+                self._starved = bool(blocked)
+                keys = {attempt.request.key for attempt in granted}
+                self._flying |= keys
+                self._reserved |= keys
+                if len(granted) < len(chunk):
+                    self.gate.leave(len(chunk) - len(granted))
             self._pending.extendleft(reversed(blocked))
-            if len(granted) < len(chunk):
-                self.gate.leave(len(chunk) - len(granted))
             if granted:
-                self._in_flight += len(granted)
                 self._start(self._execute(granted))
-            if blocked or refused:
-                break
         return refused
 
     def _room(self) -> int:
@@ -216,9 +239,14 @@ class Dispatcher:
         # outcomes that nobody has fetched yet count too: a slow consumer slows the sending down
         room = self.gate.room - self._done.qsize() // 2
         whole = room >= min(self.settings.chunk, self.gate.limit)
-        return room if whole or not self._in_flight else 0
+        return room if whole or not self._flying else 0
 
     def _take(self, count: int) -> list[_Attempt]:
+        if self._pending:
+            # one request may have brought down all that travelled with it: less company each time
+            tried = self._pending[0].number - 1
+            alone = tried and tried + 1 >= self.settings.attempts
+            count = min(count, 1 if alone else max(1, self.settings.chunk >> tried))
         taken: list[_Attempt] = []
         while len(taken) < count:
             if self._pending:
@@ -229,6 +257,29 @@ class Dispatcher:
                 self._exhausted = True
                 break
         return taken
+
+    async def _reserve(self, chunk: Sequence[_Attempt]) -> list[Grant]:
+        """Ask for the worst cases. Cancelled meanwhile, give back what is granted: nothing was sent."""
+        reservations = [
+            Reservation(a.request.key, a.request.candidate, self.pool.worst_case_usd(a.request))
+            for a in chunk
+        ]
+        asking = asyncio.ensure_future(self.books.reserve(reservations))
+        try:
+            return await asyncio.shield(asking)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):  # the ledger may be what broke
+                grants = zip(reservations, await asking, strict=True)
+                await self.books.settle([Settlement(r.key) for r, grant in grants if grant is Grant.GRANTED])
+            raise
+
+    async def _settle(self, one: Settlement) -> None:
+        """Close a reservation: once, even if we are cancelled meanwhile."""
+        self._reserved.discard(one.key)
+        settling = asyncio.ensure_future(self.books.settle([one]))
+        self._settling.add(settling)
+        settling.add_done_callback(self._settling.discard)
+        await asyncio.shield(settling)
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -244,58 +295,69 @@ class Dispatcher:
     async def _execute(self, chunk: Sequence[_Attempt]) -> None:
         """Send a chunk; every request of it ends as an outcome or goes back to the queue."""
         open_ = {attempt.request.key: attempt for attempt in chunk}
-        reason = "the executor ended without a reply"
-        replies = self.executor.execute([attempt.request for attempt in chunk])
+        replies: AsyncIterator[Reply] | None = None
+        reason, transient = "the executor ended without a reply", True
         try:
             while open_:
-                reply = await asyncio.wait_for(anext(replies), self.settings.timeout_s)
-                attempt = open_.pop(reply.key)
-                await self._finish(attempt, reply)
-        except StopAsyncIteration:
-            pass
-        except TimeoutError:
-            reason = f"no reply within {self.settings.timeout_s:g} s"
-        except asyncio.CancelledError:
-            await self.books.settle([Settlement(key, lost=True) for key in open_])
-            self._back(len(open_))
-            raise
-        except TransientError as error:
-            reason = error.message
-        except Exception as error:  # an executor may fail in any way; its requests must not be lost
-            reason = f"{type(error).__name__}: {error}"[:300]
+                patience = asyncio.timeout(self.settings.timeout_s)
+                try:
+                    if replies is None:
+                        replies = self.executor.execute([attempt.request for attempt in chunk])
+                    async with patience:
+                        reply = await anext(replies)
+                except StopAsyncIteration:
+                    break
+                except RtrError as error:
+                    reason, transient = error.message, isinstance(error, TransientError)
+                    break
+                except Exception as error:  # an executor may fail in any way; its requests must not be lost
+                    reason = f"{type(error).__name__}: {error}"[:300]
+                    if isinstance(error, TimeoutError) and patience.expired():
+                        reason = f"no reply within {self.settings.timeout_s:g} s"
+                    break
+                if reply.key not in open_:
+                    reason = "the executor replied twice, or to a request that it was not given"
+                    break
+                await self._finish(open_.pop(reply.key), reply)
         finally:
             await _closed(replies)
         for key, attempt in open_.items():
-            await self._finish(attempt, Failure(key, reason, transient=True, maybe_paid=True))
-
-    def _back(self, count: int) -> None:
-        self._in_flight -= count
-        self.gate.leave(count)
+            await self._finish(attempt, Failure(key, reason, transient, maybe_paid=True))
 
     async def _finish(self, attempt: _Attempt, reply: Reply) -> None:
-        self._back(1)
+        """What a reply means: an outcome, or another attempt. In flight until that is decided."""
+        key = reply.key
         if isinstance(reply, Outcome):
-            self._done.put_nowait(replace(reply, attempts=attempt.number))
-            return
-        if reply.usage is None:
-            await self.books.settle([Settlement(reply.key, lost=reply.maybe_paid)])
-        # what is known to have been paid belongs in a row: it is not sent again
-        if not reply.transient or reply.usage is not None or attempt.number >= self.settings.attempts:
-            self._done.put_nowait(_failed(attempt, reply))
-            return
-        self.sent_again += reply.maybe_paid
-        self._waiting += 1
-        self._start(self._later(attempt, reply.retry_after_s))
+            outcome = replace(reply, attempts=attempt.number)
+            if settlement(self.pool, outcome) is None:  # it failed, and nobody will settle it later
+                await self._settle(Settlement(key, lost=outcome.status == "failed"))
+            self._done.put_nowait(outcome)
+        else:
+            if reply.usage is None:
+                await self._settle(Settlement(key, lost=reply.maybe_paid))
+            tried = reply.sent and attempt.number >= self.settings.attempts
+            # what is known to have been paid belongs in a row: it is not sent again
+            if not reply.transient or reply.usage is not None or tried:
+                self._done.put_nowait(_failed(attempt, reply))
+            else:
+                self.sent_again += reply.maybe_paid
+                self._waiting += 1
+                self._start(self._later(attempt, reply))
+        self._flying.discard(key)
+        self.gate.leave(1)
 
-    async def _later(self, attempt: _Attempt, retry_after_s: float | None) -> None:
+    async def _later(self, attempt: _Attempt, failure: Failure) -> None:
         pause = min(self.settings.backoff_s * 2 ** (attempt.number - 1), self.settings.max_backoff_s)
-        await self.sleep(pause if retry_after_s is None else retry_after_s)
-        self._pending.append(_Attempt(attempt.request, attempt.number + 1))
+        await self.sleep(pause if failure.retry_after_s is None else failure.retry_after_s)
+        self._pending.append(_Attempt(attempt.request, attempt.number + failure.sent))
         self._waiting -= 1
         self._done.put_nowait(None)
 
 
-async def _closed(replies: AsyncIterator[Reply]) -> None:
+_STARVED_S = 0.25  # between two looks whether the budget has room again
+
+
+async def _closed(replies: AsyncIterator[Reply] | None) -> None:
     if isinstance(replies, AsyncGenerator):
         with contextlib.suppress(Exception):  # whatever it was, it has been dealt with
             await replies.aclose()
@@ -314,11 +376,12 @@ def _failed(attempt: _Attempt, failure: Failure) -> Outcome:
     )
 
 
-def _skipped(request: Request) -> Outcome:
+def _skipped(attempt: _Attempt) -> Outcome:
+    request = attempt.request
     return Outcome(
         request.query_id,
         request.candidate,
-        attempts=0,
+        attempts=attempt.number - 1,
         error="the rest of the budget does not cover the worst case of this request",
         sample=request.sample,
         status="skipped_budget",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -16,6 +17,8 @@ from rtr_ray.errors import DataError
 
 _SNIFFED_LINES = 1_000  # of a JSONL file, to find its columns and their types
 _CHUNK_BYTES = 1 << 20
+_CSV_BLOCK_BYTES = 4 << 20  # a row cannot be longer
+_BOM = b"\xef\xbb\xbf"
 
 
 class Format(Protocol):
@@ -63,7 +66,12 @@ class Parquet:
             groups = list(range(split.start, split.end))
             batches = pq.ParquetFile(source).iter_batches(batch_size=rows, row_groups=groups)
             for table in _window(map(_table, batches), split):
-                columns = [_cast(table[field.name], field) for field in schema]
+                columns = [
+                    _cast(table[field.name], field)
+                    if field.name in table.column_names
+                    else pa.nulls(table.num_rows, field.type)
+                    for field in schema
+                ]
                 columns.append(pa.nulls(table.num_rows, pa.string()))
                 yield pa.table(columns, names=[*schema.names, ROW_ERROR])
 
@@ -72,16 +80,17 @@ class Jsonl:
     """One JSON object a line. Splits are runs of bytes; a line belongs where its first byte lies."""
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
-        """From the first lines: bool, int64, float64 or text; nested values are kept as JSON text."""
+        """From the first lines: bool, int64, float64 or text; nested values are kept as JSON text.
+
+        A key that first occurs later is not kept.
+        """
         types: dict[str, pa.DataType] = {}
-        for number, line in enumerate(_lines(system, file, 0, None)):
-            if number >= _SNIFFED_LINES:
-                break
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            for name, item in value.items() if isinstance(value, dict) else ():
+        lines = [line for line in islice(_lines(system, file, 0, None), _SNIFFED_LINES) if line.strip()]
+        objects = [value for value, _ in map(_json_object, lines) if value is not None]
+        if lines and not objects:
+            raise pa.ArrowInvalid("none of its first lines is a JSON object; one object per line is needed")
+        for value in objects:
+            for name, item in value.items():
                 types[name] = _unified(types.get(name, pa.null()), _type_of(item))
         return pa.schema([(n, pa.string() if pa.types.is_null(t) else t) for n, t in types.items()])
 
@@ -128,13 +137,13 @@ class Csv:
         if file.size == 0:
             return []
         names = self._header(system, file)
-        count = sum(batch.num_rows for batch in self._batches(system, file, names))
+        count = sum(batch.num_rows for batch in self._reader(system, file, names))
         return [Split(file, skip, rows=size, skip=skip) for skip, size in _pieces(count, rows)]
 
     def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
         """A value that is not UTF-8 makes its row unusable; what can be read of it is kept."""
         names = self._header(system, split.file)
-        for table in _window(map(_table, self._batches(system, split.file, names)), split):
+        for table in _window(map(_table, self._reader(system, split.file, names)), split):
             for start in range(0, table.num_rows, rows):
                 part = table.slice(start, rows)
                 errors: list[str | None] = [None] * part.num_rows
@@ -148,10 +157,9 @@ class Csv:
                 yield pa.table(columns, names=[*schema.names, ROW_ERROR])
 
     def _header(self, system: pafs.FileSystem, file: File) -> list[str]:
+        if file.size == 0:
+            return []
         return [str(name) for name in next(self._reader(system, file, None)).schema.names]
-
-    def _batches(self, system: pafs.FileSystem, file: File, names: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        yield from self._reader(system, file, names)
 
     def _reader(
         self, system: pafs.FileSystem, file: File, names: Sequence[str] | None
@@ -162,7 +170,7 @@ class Csv:
             system.open_input_stream(file.path) as source,
             pacsv.open_csv(
                 source,
-                pacsv.ReadOptions(block_size=_CHUNK_BYTES),
+                pacsv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
                 pacsv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=True),
                 pacsv.ConvertOptions(check_utf8=False, column_types=types),
             ) as reader,
@@ -181,12 +189,12 @@ READERS: dict[str, Format] = {
 }
 
 
-def is_openai_batch(system: pafs.FileSystem, file: File) -> bool:
-    """Whether the first line of a JSONL file is a request of an OpenAI batch."""
+def is_openai_batch(system: pafs.FileSystem, file: File) -> bool | None:
+    """Whether the first line of a JSONL file is a request of an OpenAI batch; None where it has no line."""
     for line in _lines(system, file, 0, None):
         value, _ = _json_object(line)
         return value is not None and "custom_id" in value and isinstance(value.get("body"), dict)
-    return False
+    return None
 
 
 def _table(batch: pa.RecordBatch) -> pa.Table:
@@ -231,6 +239,8 @@ def _lines(system: pafs.FileSystem, file: File, start: int, end: int | None) -> 
         position, rest = max(start - 1, 0), b""
         skipping = start > 0  # up to the newline that ends the line of the split before
         while chunk := source.read(_CHUNK_BYTES):
+            if position == 0 and not rest and chunk.startswith(_BOM):
+                chunk, position = chunk[len(_BOM) :], len(_BOM)
             pieces = (rest + chunk).split(b"\n")
             rest = pieces.pop()
             for piece in pieces:
@@ -272,7 +282,17 @@ def _json_object(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
         return None, f"not JSON: {str(error)[:120]}"
     if not isinstance(value, dict):
         return None, "the line is not a JSON object"
+    if "\\u" in text and not _is_unicode(value):
+        return None, "not Unicode: half of a surrogate pair, such as a cut emoji"
     return value, None
+
+
+def _is_unicode(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _type_of(value: Any) -> pa.DataType:
@@ -304,7 +324,7 @@ def _table_of(
             fits, cell = _fitted(cell, field.type)
             if not fits:
                 errors[row] = (
-                    errors[row] or f"column '{field.name}' is not a {field.type} as in the rows before"
+                    errors[row] or f"column '{field.name}' does not hold {field.type} as in the rows before"
                 )
             cells.append(cell)
         columns.append(pa.array(cells, field.type))
@@ -318,7 +338,7 @@ def _fitted(cell: Any, type: pa.DataType) -> tuple[bool, Any]:
     if pa.types.is_string(type):
         return True, cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False)
     found = _type_of(cell)
-    if found == type or (type == pa.float64() and found == pa.int64()):
+    if found == type or (type == pa.float64() and found == pa.int64() and int(float(cell)) == cell):
         return True, cell
     return False, None
 

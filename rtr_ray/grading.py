@@ -11,9 +11,9 @@ import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, SupportsFloat, runtime_checkable
 
-from rtr_ray.answers import canonical, number, read_choice, read_program
+from rtr_ray.answers import canonical, number, read_choice, read_program, without_thinking
 from rtr_ray.errors import ConfigError
 from rtr_ray.types import Candidate
 
@@ -96,8 +96,14 @@ class MultipleChoice:
     kind: ClassVar[str] = "multiple_choice"
 
     async def grade(self, items: Sequence[Item]) -> list[float | None]:
-        """1 or 0; None without a reference answer."""
-        return [_graded(item, lambda a, g: read_choice(a) == read_choice(g)) for item in items]
+        """1 or 0; None without a reference answer, or where that is no letter."""
+        return [self._one(item) for item in items]
+
+    def _one(self, item: Item) -> float | None:
+        wanted = None if item.gold is None else _letter(item.gold)
+        if wanted is None:
+            return None
+        return 0.0 if item.answer is None else float(_letter(item.answer) == wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +210,8 @@ class Own:
             ConfigError: If it cannot be imported or called.
         """
         module, _, name = self.path.partition(":")
+        if not module or not name:
+            raise ConfigError(f"The grader '{self.path}' names no function. Write package.module:function.")
         try:
             found = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
@@ -217,19 +225,27 @@ class Own:
         """What the function says.
 
         Raises:
-            ConfigError: If it says something else than a number between 0 and 1, or None.
+            ConfigError: If it raises, or says something else than a number between 0 and 1, or None.
         """
-        function, scores = self.function(), []
-        for item in items:
+        function = self.function()
+        return [await self._one(function, item) for item in items]
+
+    async def _one(self, function: Callable[[Item], Any], item: Item) -> float | None:
+        try:
             score = function(item)
             if inspect.isawaitable(score):
                 score = await score
-            if score is not None and not 0 <= float(score) <= 1:
-                raise ConfigError(
-                    f"The grader '{self.path}' gave {score}; a number between 0 and 1, or None, is needed."
-                )
-            scores.append(None if score is None else float(score))
-        return scores
+        except Exception as error:
+            # its message may hold the answer, so only its name goes into ours
+            raise ConfigError(f"The grader '{self.path}' raised {type(error).__name__}.") from error
+        if score is None:
+            return None
+        if not isinstance(score, SupportsFloat) or not 0 <= float(score) <= 1:
+            found = score if isinstance(score, SupportsFloat) else type(score).__name__
+            raise ConfigError(
+                f"The grader '{self.path}' gave {found}; a number between 0 and 1, or None, is needed."
+            )
+        return float(score)
 
 
 def _graded(item: Item, same: Callable[[str, str], bool]) -> float | None:
@@ -239,13 +255,26 @@ def _graded(item: Item, same: Callable[[str, str], bool]) -> float | None:
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.split()).casefold().rstrip(".")
+    return " ".join(text.split()).casefold().rstrip(". ")
+
+
+def _letter(text: str) -> str | None:
+    """The letter that is chosen; `b` counts as B where nothing else is said."""
+    plain = text.strip(" ().")
+    return plain.upper() if re.fullmatch(r"[A-Ja-j]", plain) else read_choice(text)
 
 
 def score(reply: str | None) -> float | None:
-    """The number that a judge's reply begins with or holds, cut to 0 to 1; None where there is none."""
-    value = re.search(r"\d+(?:\.\d+)?", reply or "")
-    return None if value is None else min(max(float(value.group()), 0.0), 1.0)
+    """The number that a judge's reply is or first holds, cut to 0 to 1; None where there is none.
+
+    What a judge thinks before it replies does not count.
+    """
+    said = without_thinking(reply or "")
+    value = number(said)
+    if value is None:
+        found = re.search(r"-?(?:\d+(?:\.\d+)?|\.\d+)(?:\s*/\s*\d+)?", said or "")
+        value = number(found.group()) if found else None
+    return None if value is None else float(min(max(value, Decimal(0)), Decimal(1)))
 
 
 def check_candidate(grader: Grader, candidates: Sequence[Candidate]) -> None:

@@ -18,7 +18,7 @@ from rtr_ray.reading import open_corpus
 from rtr_ray.router import RouterFolder
 from rtr_ray.sandbox import probe
 
-_SPLITS_PER_ACTOR = 4
+_SPLITS_PER_ACTOR = 16  # a split that comes late, or is done again, should be a small part of the whole
 
 
 @dataclass(frozen=True, slots=True, eq=False)

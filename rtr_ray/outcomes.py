@@ -10,11 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rtr_ray.corpus import filesystem, list_files
+from rtr_ray.corpus import filesystem, first_line, list_files
 from rtr_ray.errors import DataError
 from rtr_ray.types import Candidate, FloatArray, IntArray, Outcomes
 
-NEEDED = ("query_id", "query", "model", "strategy", "correct", "output_tokens")
+NEEDED = {
+    "query_id": pa.string(),
+    "query": pa.string(),
+    "model": pa.string(),
+    "strategy": pa.string(),
+    "correct": pa.float64(),
+    "output_tokens": pa.float64(),
+}
 OPTIONAL = {
     "samples": pa.int32(),
     "input_tokens": pa.int32(),
@@ -28,6 +35,7 @@ OPTIONAL = {
     "ood": pa.bool_(),
     "pool_fingerprint": pa.string(),
 }
+SCHEMA = pa.schema(NEEDED | OPTIONAL)
 
 
 def read_long(uri: str) -> pa.Table:
@@ -53,18 +61,23 @@ def read_long(uri: str) -> pa.Table:
                         f"{file.relative} lacks the column(s) {', '.join(missing)}. "
                         f"A table of outcomes has {', '.join(NEEDED)}; see docs/outcomes.md."
                     )
-                table = parquet.read(columns=[n for n in (*NEEDED, *OPTIONAL) if n in names])
+                table = parquet.read(columns=[n for n in SCHEMA.names if n in names])
+            columns = [
+                table[field.name].cast(field.type)
+                if field.name in names
+                else pa.nulls(len(table), field.type)
+                for field in SCHEMA
+            ]
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"Cannot read {file.relative} as outcomes: {str(error)[:200]}.") from error
-        for name, kind in OPTIONAL.items():
-            column = table[name].cast(kind) if name in table.column_names else pa.nulls(len(table), kind)
-            table = table.drop_columns(name) if name in table.column_names else table
-            table = table.append_column(name, column)
-        tables.append(table.select([*NEEDED, *OPTIONAL]))
-    return _checked(pa.concat_tables(tables, promote_options="permissive"), uri)
+            raise DataError(f"Cannot read {file.relative} as outcomes: {first_line(error)}.") from error
+        tables.append(pa.table(columns, schema=SCHEMA))
+    return _checked(pa.concat_tables(tables), uri)
 
 
 def _checked(table: pa.Table, uri: str) -> pa.Table:
+    for name in ("query_id", "query", "model", "strategy"):
+        if nulls := table[name].null_count:
+            raise DataError(f"{uri}: {name} is null in {nulls} of {len(table)} rows.")
     for name, low, high in (("correct", 0, 1), ("output_tokens", 0, None), ("input_tokens", 0, None)):
         column = table[name].cast(pa.float64())
         extremes = pc.min_max(column).as_py()
@@ -88,7 +101,8 @@ def split_rows(table: pa.Table, split: str | None, ood: bool | None = False) -> 
             None keeps all.
     """
     if split is not None:
-        table = table.filter(pc.equal(pc.fill_null(table["split"], "train"), split))
+        given = pc.if_else(pc.equal(table["split"], ""), None, table["split"])
+        table = table.filter(pc.equal(pc.fill_null(given, "train"), split))
     if ood is not None:
         table = table.filter(pc.equal(pc.fill_null(table["ood"], False), ood))
     return table

@@ -144,6 +144,9 @@ class Pool:
     excluded: frozenset[tuple[str, str]] = frozenset()  # (model, strategy)
 
     def __post_init__(self) -> None:
+        for what, members in (("models", self.models), ("strategies", self.strategies)):
+            if not members:
+                raise ConfigError(f"The pool has no {what}; one at least is needed.")
         for model in self.models.values():
             if model.deployment not in self.deployments:
                 raise ConfigError(
@@ -190,6 +193,11 @@ class Pool:
     def cost_usd(self, candidate: Candidate, usage: Usage) -> Decimal:
         """Exact dollars of one call."""
         return self.price(candidate).cost_usd(usage)
+
+    @property
+    def thinking(self) -> frozenset[str]:
+        """The models that think before they answer."""
+        return frozenset(name for name, model in self.models.items() if model.thinking_tokens)
 
     def max_tokens(self, candidate: Candidate) -> int:
         """The longest answer that one sample of a candidate may have."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 
 from rtr_ray.corpus import (
     GOLD,
@@ -21,6 +23,7 @@ from rtr_ray.corpus import (
     Split,
     check_columns,
     filesystem,
+    first_line,
     last_user_text,
     list_files,
     reading_error,
@@ -62,7 +65,7 @@ def open_corpus(
     files = list_files(uri, format)
     system, _ = filesystem(uri)
     kind = files[0].format
-    if kind == "jsonl" and format == "auto" and is_openai_batch(system, files[0]):
+    if kind == "jsonl" and format == "auto" and _is_batch(system, files):
         kind = "openai_batch"
         files = tuple(replace(file, format=kind) for file in files)
     if kind == "openai_batch":
@@ -78,13 +81,13 @@ def open_corpus(
                 found = reader.schema(system, file)
                 if file.size and len(found):
                     check_columns(found.names, columns, file)
-                    schema = found if schema is None else _joined(schema, found)
+                    schema = found if schema is None else _joined(schema, found, file)
             splits += reader.splits(system, file, split_rows, split_bytes)
             kept.append(file)
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             if unreadable == "refuse":
                 raise reading_error(file, error) from error
-            set_aside[file.relative] = str(error).splitlines()[0][:200]
+            set_aside[file.relative] = first_line(error)
     if schema is None or not any(split.rows is None or split.rows > 0 for split in splits):
         raise DataError(
             f"The corpus {uri} is empty: {len(files)} file(s) without a row"
@@ -99,9 +102,39 @@ def open_corpus(
     return corpus, tuple(splits)
 
 
-def _joined(one: pa.Schema, other: pa.Schema) -> pa.Schema:
-    """The columns of the first file, and any that only later files have."""
-    return pa.schema([*one, *(field for field in other if field.name not in one.names)])
+def _is_batch(system: pafs.FileSystem, files: Sequence[File]) -> bool:
+    """Whether the first line of the first file that has one is a request of an OpenAI batch."""
+    for file in files:
+        with suppress(pa.ArrowException, OSError):  # it is told apart below
+            if (found := is_openai_batch(system, file)) is not None:
+                return found
+    return False
+
+
+def _joined(one: pa.Schema, other: pa.Schema, file: File) -> pa.Schema:
+    """The columns of the files so far and of another one."""
+    fields = {field.name: field for field in one}
+    for field in other:
+        known = fields.setdefault(field.name, field)
+        if known.type != field.type:
+            fields[field.name] = pa.field(field.name, _common(known, field, file))
+    return pa.schema(list(fields.values()))
+
+
+def _common(known: pa.Field, field: pa.Field, file: File) -> pa.DataType:
+    both = [
+        pa.schema([(field.name, type.value_type if pa.types.is_dictionary(type) else type)])
+        for type in (known.type, field.type)
+    ]
+    try:
+        return pa.unify_schemas(both, promote_options="permissive").field(0).type
+    except (pa.ArrowTypeError, pa.ArrowInvalid):
+        if file.format == "parquet":
+            raise DataError(
+                f"{file.relative} has the column '{field.name}' as {field.type}, and a file before it as "
+                f"{known.type}. Give it the same type in all files."
+            ) from None
+        return pa.string()  # JSON keeps its text
 
 
 def read_split(corpus: Corpus, split: Split, rows: int) -> Iterator[pa.Table]:
@@ -127,7 +160,7 @@ def _prepared(corpus: Corpus, file: File, first_row: int, block: pa.Table) -> pa
     columns = corpus.columns
     errors: list[str | None] = block[ROW_ERROR].to_pylist()
     derived = [stable_id(file.relative, first_row + i) for i in range(block.num_rows)]
-    ids = derived if columns.id is None else _ids(block[columns.id], derived, errors)
+    ids = derived if columns.id is None else _ids(_texts(block[columns.id], errors), derived, errors)
     if columns.messages is not None:
         texts, messages = _conversations(block[columns.messages], errors)
     else:
@@ -136,7 +169,7 @@ def _prepared(corpus: Corpus, file: File, first_row: int, block: pa.Table) -> pa
     for i, text in enumerate(texts):
         if errors[i] is None and (text is None or not text.strip()):
             errors[i] = "the query is null" if text is None else "the query is empty"
-    gold = [None] * block.num_rows if columns.reference is None else _plain(block[columns.reference])
+    gold = [None] * block.num_rows if columns.reference is None else _texts(block[columns.reference], errors)
     own = {
         QUERY_ID: pa.array(ids, pa.string()),
         TEXT: pa.array(texts, pa.string()),
@@ -144,13 +177,13 @@ def _prepared(corpus: Corpus, file: File, first_row: int, block: pa.Table) -> pa
         GOLD: pa.array(gold, pa.string()),
         ROW_ERROR: pa.array(errors, pa.string()),
     }
-    kept = {new: block[name] for name, new in corpus.renamed.items()}
+    kept = {new: _readable(block[name]) for name, new in corpus.renamed.items()}
     return pa.table(own | kept)
 
 
-def _ids(column: pa.ChunkedArray, derived: Sequence[str], errors: list[str | None]) -> list[str]:
+def _ids(found: Sequence[str | None], derived: Sequence[str], errors: list[str | None]) -> list[str]:
     ids = []
-    for i, value in enumerate(_plain(column)):
+    for i, value in enumerate(found):
         if value is None or not value.strip():
             errors[i] = errors[i] or "the id is null or empty"
             value = derived[i]
@@ -158,23 +191,44 @@ def _ids(column: pa.ChunkedArray, derived: Sequence[str], errors: list[str | Non
     return ids
 
 
+def _cells(column: pa.ChunkedArray, errors: list[str | None]) -> list[Any]:
+    """The values of a column; None, with the reason, where one is not UTF-8."""
+    with suppress(UnicodeDecodeError):
+        values: list[Any] = column.to_pylist()
+        return values
+    return [_decoded(cell.as_py, i, errors) for i, cell in enumerate(column)]
+
+
+def _decoded(value: Callable[[], Any], row: int, errors: list[str | None]) -> Any:
+    try:
+        return value()
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        errors[row] = errors[row] or f"not UTF-8: {found}"
+        return None
+
+
 def _texts(column: pa.ChunkedArray, errors: list[str | None]) -> list[str | None]:
+    texts = []
+    for i, cell in enumerate(_cells(column, errors)):
+        if isinstance(cell, bytes):
+            cell = _decoded(cell.decode, i, errors)
+        elif isinstance(cell, list | dict):
+            cell = json.dumps(cell, ensure_ascii=False, default=str)
+        texts.append(None if cell is None else str(cell))
+    return texts
+
+
+def _readable(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The user's column; of a text that is not UTF-8, what can be read."""
     if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
-        return _plain(column)
+        return column
     try:
         column.validate(full=True)
-        texts: list[str | None] = column.to_pylist()
-        return texts
+        return column
     except pa.ArrowInvalid:
-        cells = column.cast(pa.binary() if pa.types.is_string(column.type) else pa.large_binary()).to_pylist()
-    texts = []
-    for i, cell in enumerate(cells):
-        try:
-            texts.append(None if cell is None else cell.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            errors[i] = errors[i] or f"not UTF-8: byte 0x{cell[error.start]:02x} at position {error.start}"
-            texts.append(None)
-    return texts
+        cells = column.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if c is None else c.decode(errors="replace") for c in cells], column.type)
 
 
 def _conversations(
@@ -183,7 +237,7 @@ def _conversations(
     """The last user text, and the conversation as JSON, of each row."""
     texts: list[str | None] = []
     conversations: list[str | None] = []
-    for i, cell in enumerate(column.to_pylist()):
+    for i, cell in enumerate(_cells(column, errors)):
         messages = _messages(cell)
         text = last_user_text(messages)
         if text is None and errors[i] is None:
@@ -205,7 +259,3 @@ def _messages(cell: Any) -> Any:
         return None
     # Arrow gives every struct every field: drop those that this message does not have
     return [{key: value for key, value in message.items() if value is not None} for message in cell]
-
-
-def _plain(column: pa.ChunkedArray) -> list[str | None]:
-    return [None if value is None else str(value) for value in column.to_pylist()]

@@ -27,6 +27,7 @@ from rtr_ray.storage import open_store
 from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcomes, RoutingTable
 
 SCHEMA_VERSION = 1
+_LEAST_TOKENS_PER_BYTE = 0.1
 _TYPICAL_TOKENS_PER_BYTE = 0.3  # English in most tokenizers; only where nothing was recorded
 
 
@@ -53,7 +54,9 @@ class InputTokens:
             x, y = size_M[seen_M], tokens_M[seen_M]
             varies = x.std() > 0
             slope = float(np.cov(x, y, bias=True)[0, 1] / x.var()) if varies else _TYPICAL_TOKENS_PER_BYTE
-            slope = min(max(slope, 0.0), 1.0)  # a byte-level tokenizer makes one token of a byte at most
+            # at most a token a byte; and queries that hardly vary in length must not teach that long
+            # ones cost nothing
+            slope = min(max(slope, _LEAST_TOKENS_PER_BYTE), 1.0)
             overhead[str(candidate)] = float(y.mean() - slope * x.mean())
             per_byte[str(candidate)] = slope
         return cls(overhead, per_byte)

@@ -77,6 +77,7 @@ class RunFolder:
                     f"{uri} holds another run: its {name} differs (it was {before.get(name)}, now {value}). "
                     "Take another output, or --fresh to move it aside."
                 )
+        folder.update(status="running", error=None)
         return folder, aside
 
     def read_json(self, key: str) -> dict[str, Any] | None:

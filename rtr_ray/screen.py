@@ -81,8 +81,8 @@ class Screen:
     """Shows the stages of a job: redrawn on a terminal, line by line elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
-        """Args: console: where to; None: standard error's terminal."""
-        self.console = console or Console(stderr=False)
+        """Args: console: where to; None: standard output."""
+        self.console = console or Console()
         self.stages: list[Stage] = []
         self._live: Live | None = None
         self._last_line = 0.0
@@ -128,15 +128,15 @@ class Screen:
             mark = "done" if stage.ended else "..."
             self.say(f"{stage.name:<12} {mark:<5} {stage.line()}")
 
-    def say(self, text: str) -> None:
-        """A sentence that stays."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+    def say(self, text: str, style: str = "") -> None:
+        """A sentence that stays; brackets in it are brackets."""
+        self.console.print(Text(text, style), soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2))
         for stage in self.stages:
             mark = Text("done", style="green") if stage.ended else Text("...", style="yellow")
-            table.add_row(mark, Text(stage.name, style="bold"), stage.line())
+            table.add_row(mark, Text(stage.name, style="bold"), Text(stage.line()))
         return table
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -64,11 +63,11 @@ def open_store(uri: str) -> Store:
     Raises:
         StorageError: If the scheme is another one.
     """
-    scheme = urlparse(uri).scheme
-    if scheme == "s3":
+    scheme, there, rest = uri.partition("://")
+    if not there or scheme == "file":
+        return LocalStore(str(Path(rest or uri).absolute()))
+    if scheme == "s3" and rest.strip("/"):
         return S3Store(uri.rstrip("/"))
-    if scheme in ("", "file") or len(scheme) == 1:
-        return LocalStore(str(Path(uri.removeprefix("file://")).absolute()))
     raise StorageError(f"'{uri}' is neither a local path nor s3://bucket/prefix.")
 
 
@@ -151,21 +150,29 @@ class LocalStore:
         root = Path(self.uri)
         folder = root / prefix.rpartition("/")[0]
         found = []
-        for where, _, names in os.walk(folder):
+
+        def refuse(error: OSError) -> None:
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                raise StorageError(f"Cannot list {folder}: {error.strerror}.") from error
+
+        for where, _, names in os.walk(folder, onerror=refuse):
             inside = Path(where).relative_to(root)
             found += [(inside / name).as_posix() for name in names if not name.startswith(".")]
         return sorted(key for key in found if key.startswith(prefix))
 
     def delete(self, key: str) -> None:
         """Remove the file."""
-        self._path(key).unlink(missing_ok=True)
+        try:
+            self._path(key).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"Cannot delete {self._path(key)}: {error.strerror}.") from error
 
     def open(self, key: str) -> pa.NativeFile:
         """Memory-mapped nowhere: a plain file."""
         try:
             return pa.OSFile(str(self._path(key)), "rb")
         except OSError as error:
-            raise StorageError(f"Cannot read {self._path(key)}: {error}.") from error
+            raise StorageError(f"Cannot read {self._path(key)}: {os.strerror(error.errno or 0)}.") from error
 
     def move_aside(self) -> str | None:
         """Rename the folder."""
@@ -174,7 +181,7 @@ class LocalStore:
             return None
         aside = folder.with_name(_aside(folder.name))
         try:
-            shutil.move(folder, aside)
+            folder.rename(aside)
         except OSError as error:
             raise StorageError(f"Cannot move {folder} aside: {error.strerror}.") from error
         return str(aside)
@@ -188,11 +195,14 @@ class S3Store:
 
     @property
     def _bucket(self) -> str:
-        return urlparse(self.uri).netloc
+        return self.uri.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def _prefix(self) -> str:
+        return self.uri.removeprefix("s3://").partition("/")[2].strip("/")
 
     def _key(self, key: str) -> str:
-        prefix = urlparse(self.uri).path.strip("/")
-        return f"{prefix}/{key}" if prefix else key
+        return f"{self._prefix}/{key}" if self._prefix else key
 
     def write(self, key: str, data: bytes) -> None:
         """One PUT."""
@@ -249,6 +259,8 @@ class S3Store:
         keys = self.keys()
         if not keys:
             return None
+        if not self._prefix:
+            raise StorageError(f"{self.uri} is a whole bucket, which cannot be moved; give a prefix in it.")
         aside = S3Store(_aside(self.uri))
         client = s3_client()
         with _explained(f"move {self.uri} aside"):
@@ -294,7 +306,8 @@ def _explained(what: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore", "boto3")):
             raise
+        reason = (str(error) or type(error).__name__).splitlines()[0][:300].rstrip(". ")
         raise StorageError(
-            f"Cannot {what}: {str(error).splitlines()[0][:300]} Check the bucket's name, AWS_ENDPOINT_URL, "
-            "the region and the credentials."
+            f"Cannot {what}: {reason}. Check the bucket's name, AWS_ENDPOINT_URL, the region and the "
+            "credentials."
         ) from error

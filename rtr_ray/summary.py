@@ -48,7 +48,7 @@ class Grades:
 
 @dataclass(slots=True)
 class Tally:
-    """Results, added up. Tallies of parts add up to the tally of the whole, exactly."""
+    """Results, added up. Tallies of parts add up to the tally of the whole: rows, tokens, dollars exactly."""
 
     rows: Counter[str] = field(default_factory=Counter)  # by status
     accounts: dict[Candidate, Account] = field(default_factory=dict)  # rows whose usage is known

@@ -63,7 +63,7 @@ def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     """
     file = job.file
     for name, reason in job.corpus.unreadable.items():
-        screen.say(f"[yellow]Set aside, since it cannot be read:[/] {name} ({reason})")
+        screen.say(f"Set aside, since it cannot be read: {name} ({reason})", "yellow")
     folder, aside = RunFolder.open(
         file.output, job.fingerprints, yaml.safe_dump(json.loads(file.model_dump_json())), fresh
     )

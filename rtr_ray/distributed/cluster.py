@@ -139,7 +139,6 @@ def connected(address: str | None, needs: Needs) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's C++ side writes past our display
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)

@@ -8,12 +8,12 @@ are settled: it is the settlement, and a run can be recounted from its results a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,7 +31,6 @@ from rtr_ray.distributed.cluster import DISPATCH_CPUS
 from rtr_ray.distributed.executor import ServeExecutor
 from rtr_ray.distributed.ledger_actor import RemoteBooks
 from rtr_ray.executors.base import Executor
-from rtr_ray.executors.openai import OpenAIExecutor
 from rtr_ray.grading import Code, Grader, Item
 from rtr_ray.parts import queries, result_rows
 from rtr_ray.pool import Deployment, Pool
@@ -98,8 +97,10 @@ class DispatchActor:
             ),
         )
         sink = _Sink(self._store, name, part, index, work, tools, books, lambda: dispatcher.sent_again)
-        async with sink:
-            async for outcome in dispatcher.run(_requests(work.pool, part, index, done)):
+        requests = _requests(work.pool, part, index, done)
+        # closed where the sink raises, too: what is on its way is then taken back at once
+        async with sink, contextlib.aclosing(dispatcher.run(requests)) as outcomes:
+            async for outcome in outcomes:
                 await sink.take(outcome)
         await books.finish()
 
@@ -143,11 +144,13 @@ class _Tools:
             grader = replace(grader, check_program=check_program)
         executor: Executor
         if work.deployment.endpoint is not None:
+            from rtr_ray.executors.openai import OpenAIExecutor  # takes a second to import
+
             executor = OpenAIExecutor(work.deployment.endpoint)
         else:
             assert work.handle is not None
             executor = ServeExecutor(serve.get_deployment_handle(*work.handle))
-        return cls(executor, Answerer(work.pool.strategies, run_program), sandbox, grader)
+        return cls(executor, Answerer(work.pool.strategies, run_program, work.pool.thinking), sandbox, grader)
 
 
 def part_name(key: str) -> str:
@@ -195,8 +198,8 @@ class _Sink:
     _since: float = 0.0
     _reported: int = 0
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _exit: AsyncExitStack = field(default_factory=AsyncExitStack)
     _ticking: asyncio.Task[None] | None = None
+    _ended: asyncio.Event = field(default_factory=asyncio.Event)
     _error: BaseException | None = None
 
     async def __aenter__(self) -> _Sink:
@@ -206,8 +209,9 @@ class _Sink:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
         assert self._ticking is not None
         await asyncio.gather(*self._reading, return_exceptions=True)
-        self._ticking.cancel()
-        await asyncio.gather(self._ticking, return_exceptions=True)
+        # told, not cancelled: a commit between its write and its settlement must not be torn apart
+        self._ended.set()
+        await self._ticking
         # what has been answered is kept, whatever else went wrong
         await self._commit()
         if kind is None and self._skipped:
@@ -256,8 +260,9 @@ class _Sink:
         return score
 
     async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(self.work.keys.commit_s / 4)
+        while not self._ended.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), self.work.keys.commit_s / 4)
             if self._ready and time.monotonic() - self._since >= self.work.keys.commit_s:
                 try:
                     await self._commit()

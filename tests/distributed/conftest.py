@@ -1,0 +1,123 @@
+"""One real Ray cluster for all tests of a session, started as a user would: `ray start --head`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running cluster."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on just now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A head with 8 logical CPUs and 2 logical GPUs; its own ports and folder; ended by its own process."""
+    gcs, dashboard, client, agent = free_ports(4)
+    folder = tempfile.mkdtemp(prefix="rtr-ray-")  # short: sockets lie below it
+    environment = {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": str(ROOT),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    arguments = [
+        "--head", "--block", "--disable-usage-stats", "--num-cpus=8", "--num-gpus=2",
+        f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
+        "--object-store-memory=500000000",
+    ]  # fmt: skip
+    log = open(Path(folder) / "start.log", "w")  # noqa: SIM115
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "ray"), "start", *arguments],
+        env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    before = dict(os.environ)
+    os.environ.update(
+        {k: environment[k] for k in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "HF_HUB_OFFLINE")}
+    )
+    try:
+        found = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment)
+        _wait(found, process, Path(folder) / "start.log")
+        yield found
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        import ray
+
+        ray.shutdown()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        log.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait(cluster: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"ray start ended: {log.read_text()[-2000:]}"
+        try:
+            with urllib.request.urlopen(f"{cluster.dashboard}/api/version", timeout=2) as reply:
+                assert reply.status == 200
+                return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"no dashboard after 180 s: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def connected(cluster: Cluster) -> Cluster:
+    """This process is a driver of the cluster."""
+    import logging
+
+    import ray
+
+    ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    return cluster
+
+
+@pytest.fixture
+def write_yaml(tmp_path: Path) -> Callable[[str, Any], Path]:
+    """Writes a YAML file into the test's folder."""
+    import yaml
+
+    def write(name: str, content: Any) -> Path:
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    return write

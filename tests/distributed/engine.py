@@ -1,0 +1,105 @@
+"""An engine that thinks nothing: a real Ray Serve deployment with ChunkServer's one method.
+
+It answers sums, right or wrong as its skill decides, writes down every answer before it gives it
+(a meter outside of our ledger), and does odd things when a query says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+_SUM = re.compile(r"(\d+) \+ (\d+)")
+
+
+@serve.deployment(max_ongoing_requests=100_000, health_check_period_s=1, ray_actor_options={"num_cpus": 0.1})
+class FakeEngine:
+    """Answers `a + b`; right for as large a share of the queries as its skill."""
+
+    def __init__(self, name: str, skill: float, meter: str, latency_s: float = 0.0) -> None:
+        self._name, self._skill, self._latency_s = name, skill, latency_s
+        self._meter = Path(meter)
+        self._seen: set[str] = set()
+
+    async def answer_chunk(self, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+        """As ChunkServer does."""
+        tasks = [asyncio.create_task(self._answer(i, body)) for i, body in enumerate(requests)]
+        for done in asyncio.as_completed(tasks):
+            yield await done
+
+    async def _answer(self, index: int, body: dict[str, Any]) -> dict[str, Any]:
+        text = " ".join(str(message["content"]) for message in body["messages"])
+        await asyncio.sleep(self._latency_s * (20 if "SLOW" in text else 1))
+        if "POISON" in text:
+            return {"index": index, "error": "refused: POISON", "transient": False, "maybe_paid": False}
+        if "FLAKY" in text and text not in self._seen:
+            self._seen.add(text)
+            return {"index": index, "error": "try again", "transient": True, "maybe_paid": False}
+        count = body.get("n", 1)
+        choices = [self._choice(text, body, number) for number in range(count)]
+        usage = {
+            "input_tokens": len(text.split()),
+            "cached_input_tokens": 1,
+            "output_tokens": sum(choice["output_tokens"] for choice in choices),
+        }
+        line = json.dumps({"engine": self._name, "text": text, "max_tokens": body["max_tokens"], **usage})
+        with self._meter.open("a") as file:  # appended in one write: several replicas share it
+            file.write(line + "\n")
+        return {"index": index, "choices": choices, "usage": usage, "latency_s": self._latency_s}
+
+    def _choice(self, text: str, body: dict[str, Any], number: int) -> dict[str, Any]:
+        found = _SUM.search(text)
+        luck = hashlib.sha256(f"{self._name}{text}{number}".encode()).digest()
+        right = luck[0] / 255 < self._skill
+        total = sum(map(int, found.groups())) if found else 0
+        answer = total if right else total + 1
+        program = "Python program" in text
+        words = f"```python\nprint({answer})\n```" if program else f"I think it is \\boxed{{{answer}}}"
+        tokens = min(5 + luck[1] % 40, body["max_tokens"])
+        finish = "length" if tokens == body["max_tokens"] else "stop"
+        return {"text": words, "finish_reason": finish, "output_tokens": tokens}
+
+    def processes(self) -> list[int]:
+        """This replica's process."""
+        return [os.getpid()]
+
+
+def start(prefix: str, engines: dict[str, dict[str, Any]], meter: Path) -> None:
+    """Run one application per engine, named as the jobs that attach to them expect."""
+    serve.start(proxy_location="Disabled")
+    for name, options in engines.items():
+        serve.run(
+            FakeEngine.options(num_replicas=options.pop("replicas", 1)).bind(
+                name, meter=str(meter), **options
+            ),
+            name=f"{prefix}-{name}",
+            route_prefix=None,
+        )
+
+
+def stop(prefix: str, engines: dict[str, dict[str, Any]]) -> None:
+    """Take them down."""
+    for name in engines:
+        serve.delete(f"{prefix}-{name}")
+
+
+def metered(meter: Path) -> list[dict[str, Any]]:
+    """What the engines say that they have answered."""
+    return [json.loads(line) for line in meter.read_text().splitlines()] if meter.exists() else []
+
+
+def wait_for_lines(meter: Path, count: int, timeout_s: float = 120.0) -> None:
+    """Until so many answers were given."""
+    deadline = time.monotonic() + timeout_s
+    while len(metered(meter)) < count:
+        assert time.monotonic() < deadline, f"only {len(metered(meter))} answers in {timeout_s} s"
+        time.sleep(0.05)

@@ -1,0 +1,172 @@
+"""What dies on the way: an encoder actor, a replica, the driver. Nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import yaml
+
+from rtr_ray import registry
+from rtr_ray.encoders.hashing import HashEncoder
+from rtr_ray.schemas import stamp
+from rtr_ray.storage import open_store, read_metadata
+from rtr_ray.types import FloatArray
+from tests.distributed.conftest import ROOT, Cluster
+from tests.distributed.engine import metered, wait_for_lines
+from tests.distributed.workbench import Workbench, money
+
+pytestmark = pytest.mark.ray
+
+
+@dataclass(frozen=True)
+class TellingEncoder:
+    """A hash encoder that writes down in which process it works, and waits for the others to begin."""
+
+    folder: str
+    together: int = 0  # processes that must have come before anyone goes on
+    dim: int = 32
+    kind: ClassVar[str] = "telling"
+
+    @property
+    def identity(self) -> str:
+        return "telling"
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        (Path(self.folder) / str(os.getpid())).touch()
+        while len(list(Path(self.folder).iterdir())) < self.together:
+            time.sleep(0.02)
+        time.sleep(0.1)
+        return HashEncoder(self.dim).encode(texts)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, connected: Cluster) -> Workbench:
+    bench = Workbench(tmp_path, f"fault-{tmp_path.name[:20]}")
+    bench.pool()
+    bench.router()
+    return bench
+
+
+def test_four_encoder_actors_share_two_gpus_and_one_may_die(bench: Workbench) -> None:
+    pids = bench.folder / "pids"
+    pids.mkdir()
+    bench.router(encoder=TellingEncoder(str(pids)))  # type: ignore[arg-type]
+    head = json.loads((bench.folder / "router" / "router.json").read_text())
+    head["encoder"]["together"] = 5  # four actors, and this process, which trained the router
+    (bench.folder / "router" / "router.json").write_text(json.dumps(head))
+    bench.corpus(4096, row_group_size=64)
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while len(open_store(str(bench.output)).keys("tables/")) < 44:  # of 64
+            time.sleep(0.02)
+        victim = next(int(path.name) for path in pids.iterdir() if int(path.name) != os.getpid())
+        os.kill(victim, signal.SIGKILL)
+        killed.append(victim)
+
+    killer = threading.Thread(target=kill_one, daemon=True)
+    with bench.serving():
+        killer.start()
+        found = bench.run(
+            encoder={"actors": 4, "num_cpus": 0.25, "num_gpus": 0.5, "batch_rows": 32},
+            policy={"kind": "fixed", "candidate": "weak:vanilla"},
+        )
+    assert killed, "nobody was killed: the test shows nothing"
+    assert found["rows"] == {"total": 4096, "answered": 4096, "failed": 0, "skipped_budget": 0}
+    assert len(set(bench.results()["query_id"].to_pylist())) == 4096
+    store = open_store(str(bench.output))
+    rows: Counter[str] = Counter()
+    for key in store.keys("tables/"):
+        facts = stamp(read_metadata(store, key).metadata, "facts")
+        rows[facts["worker"]] += facts["rows"]
+    # Ray gives a restarted actor its old name: four names, each with its share of the work
+    assert len(rows) == 4
+    assert min(rows.values()) >= 0.15 * 4096, rows
+
+
+def test_a_killed_replica_costs_no_row_and_what_is_paid_twice_is_reported(bench: Workbench) -> None:
+    from ray import serve
+
+    bench.corpus(600)
+    pids: list[int] = []
+
+    def kill_replica() -> None:
+        wait_for_lines(bench.meter, 60)
+        handle = serve.get_deployment_handle("FakeEngine", f"{bench.prefix}-strong")
+        pids.extend(handle.processes.remote().result(timeout_s=30))
+        os.kill(pids[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_replica, daemon=True)
+    with bench.serving(strong={"latency_s": 1.0}):
+        killer.start()
+        found = bench.run(policy={"kind": "fixed", "candidate": "strong:vanilla"})
+    assert pids, "nobody was killed: the test shows nothing"
+    assert found["rows"] == {"total": 600, "answered": 600, "failed": 0, "skipped_budget": 0}
+    results = bench.results()
+    assert len(set(results["query_id"].to_pylist())) == 600
+    assert money(results) == Decimal(found["cost_usd"]["spent"])
+    again = found["calls"]["sent_again"]
+    assert again >= 100, "more than 100 requests were unanswered when the replica died"
+    assert max(results["attempts"].to_pylist()) > 1
+    # what was answered without our seeing it is covered by the worst case that is reported
+    answered = len(metered(bench.meter))
+    assert 600 <= answered <= 600 + again
+    assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
+
+
+def test_a_killed_driver_goes_on_where_it_stopped(bench: Workbench, cluster: Cluster) -> None:
+    bench.corpus(500)
+    job = json.loads(bench.job().model_dump_json(exclude_none=True))
+    job["cluster"]["address"] = cluster.address
+    config = bench.folder / "job.yaml"
+    config.write_text(yaml.safe_dump(job))
+    command = [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
+    with bench.serving(strong={"latency_s": 0.8}):
+        first = subprocess.Popen(
+            command, env=cluster.environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        wait_for_lines(bench.meter, 100)
+        time.sleep(0.5)  # some of it is durable now
+        first.kill()
+        first.wait()
+        before = len(metered(bench.meter))
+        durable = sum(
+            read_metadata(open_store(str(bench.output)), key).num_rows
+            for key in open_store(str(bench.output)).keys("results/")
+        )
+        assert 0 < before < 500
+        second = subprocess.run(
+            command,
+            env=cluster.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert second.returncode == 0, second.stdout + second.stderr
+    results = bench.results()
+    assert sorted(results["note"].to_pylist()) == sorted(f"note {i}" for i in range(500))
+    found: dict[str, Any] = json.loads((bench.output / "summary.json").read_text())
+    assert money(results) == Decimal(found["cost_usd"]["spent"])
+    # only what was not durable when the driver died was asked again
+    assert len(metered(bench.meter)) <= 500 + (before - durable) + 300
+    assert durable > 0
+
+
+def test_the_telling_encoder_can_be_named_in_a_router_folder() -> None:
+    spec = registry.spec_of(TellingEncoder("x"), {})
+    assert registry.build(spec, {}, "encoder") == TellingEncoder("x")
