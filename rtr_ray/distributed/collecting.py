@@ -60,7 +60,10 @@ def collect(work: Collection, screen: Screen, fresh: bool = False) -> dict[str, 
     )
     if aside is not None:
         screen.say(f"What was collected before was moved to {aside}.")
-    deployments = {work.pool.deployment(c).id for c in work.candidates}
+    asked = [*work.candidates]
+    if isinstance(work.grader, grading.Judge):
+        asked.append(Candidate.parse(work.grader.candidate))
+    deployments = {work.pool.deployment(c).id for c in asked}
     pool = replace(
         work.pool,
         deployments={name: d for name, d in work.pool.deployments.items() if name in deployments},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,13 +79,24 @@ def cluster() -> Iterator[Cluster]:
         import ray
 
         ray.shutdown()
+        # `ray start` waits half a minute for each of its processes: end them ourselves, these and no others
+        head = _process(process.pid)
+        mine = [head, *head.children(recursive=True)] if head else []
         process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        _, alive = psutil.wait_procs(mine, timeout=3)
+        for one in alive:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        process.wait(30)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
 
 
 def _wait(cluster: Cluster, process: subprocess.Popen[bytes], log: Path) -> None:
