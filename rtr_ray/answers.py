@@ -78,7 +78,7 @@ def read_auto(text: str) -> str | None:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     for line in reversed(lines):
         if stated := _STATED.match(line):
-            return stated.group(1).strip().strip("*").rstrip(".") or None
+            return stated.group(1).strip("* \t").rstrip(".") or None
     return lines[-1] if lines else None
 
 

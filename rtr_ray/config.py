@@ -333,6 +333,7 @@ class ClusterKeys(Door):
     """Where it runs."""
 
     address: str | None = Field(None, description="the address of a Ray cluster; none: this machine")
+    grows: bool = Field(False, description="true where the cluster adds nodes on demand")
     placement_timeout_s: float = Field(60.0, gt=0, description="seconds to wait for resources")
     startup_timeout_s: float = Field(900.0, gt=0, description="seconds to wait for an engine")
     serve_app: str | None = Field(None, description="the prefix of running applications to attach to")

@@ -163,7 +163,7 @@ def summary_table(summary: Mapping[str, Any]) -> Table:
         ("dollars", "right"),
         ("accuracy", "right"),
     ):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+        table.add_column(name, justify=side, no_wrap=name == "candidate")  # type: ignore[arg-type]
     for row in summary["by_candidate"]:
         name = f"{row['model']}:{row['strategy']}" + (f"@{row['samples']}" if row["samples"] != 1 else "")
         table.add_row(
@@ -221,7 +221,7 @@ def pool_table(pool: Pool) -> Table:
         ("max tokens", "right"),
         ("sampling", "left"),
     ):
-        table.add_column(name, justify=side)  # type: ignore[arg-type]
+        table.add_column(name, justify=side, no_wrap=name == "candidate")  # type: ignore[arg-type]
     for candidate in pool.candidates:
         price = pool.price(candidate)
         given = pool.sampling(candidate).given()

@@ -66,7 +66,7 @@ def open_store(uri: str) -> Store:
     scheme, there, rest = uri.partition("://")
     if not there or scheme == "file":
         return LocalStore(str(Path(rest or uri).absolute()))
-    if scheme == "s3" and rest.strip("/"):
+    if scheme == "s3" and rest.partition("/")[0]:
         return S3Store(uri.rstrip("/"))
     raise StorageError(f"'{uri}' is neither a local path nor s3://bucket/prefix.")
 
@@ -129,8 +129,10 @@ class LocalStore:
                 os.fsync(file.fileno())
             yield temporary
         except OSError as error:
+            blocked = isinstance(error, FileExistsError)
+            reason = "a file lies where a folder is needed" if blocked else error.strerror
             raise StorageError(
-                f"Cannot write {path}: {error.strerror}. Give an output folder that can be written to."
+                f"Cannot write {path}: {reason}. Give an output folder that can be written to."
             ) from error
         finally:
             with contextlib.suppress(OSError):
@@ -306,7 +308,8 @@ def _explained(what: str) -> Iterator[None]:
     except Exception as error:
         if not isinstance(error, OSError) and not type(error).__module__.startswith(("botocore", "boto3")):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0][:300].rstrip(". ")
+        known = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = (known or type(error).__name__).splitlines()[0][:300].rstrip(". ")
         raise StorageError(
             f"Cannot {what}: {reason}. Check the bucket's name, AWS_ENDPOINT_URL, the region and the "
             "credentials."

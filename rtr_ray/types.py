@@ -28,6 +28,7 @@ Status = Literal["answered", "failed", "skipped_budget"]
 Message = Mapping[str, Any]  # one chat message in OpenAI's form: {"role": ..., "content": ...}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+_NUMBER = re.compile(r"[0-9]{1,6}")
 
 
 def check_name(name: str, what: str) -> str:
@@ -75,7 +76,7 @@ class Candidate:
         """
         model, colon, rest = text.partition(":")
         strategy, at, samples = rest.partition("@")
-        if not colon or (at and not samples.isdigit()):
+        if not colon or (at and not _NUMBER.fullmatch(samples)):
             raise ConfigError(
                 f"'{text}' does not name a candidate. Write model:strategy or model:strategy@samples."
             )

@@ -107,6 +107,8 @@ def _mapping(loader: _Loader, node: yaml.MappingNode, deep: bool = False) -> dic
                 problem="a key is a plain word; put a text that begins with a brace or bracket in quotes",
                 problem_mark=key_node.start_mark,
             )
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise _DuplicateKeyError(str(key), key_node.start_mark.line + 1)

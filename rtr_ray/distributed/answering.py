@@ -87,8 +87,9 @@ class Answering:
             prefix, bool(cluster.serve_app), cluster.placement_timeout_s, cluster.startup_timeout_s
         )
         everything = list(pool.deployments.values())
-        attached = bool(cluster.serve_app)
-        groups = [everything] if attached else residencies(everything, ray.cluster_resources())
+        # what is there already, or may still come, need not fit on what is there now
+        fits = bool(cluster.serve_app) or cluster.grows
+        groups = [everything] if fits else residencies(everything, ray.cluster_resources())
         return cls(folder, pool, keys, deployments, screen, budget_usd, grader, groups=groups)
 
     def start(self, group: Sequence[Deployment]) -> None:

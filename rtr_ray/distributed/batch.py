@@ -126,7 +126,8 @@ class _Run:
         """All stages."""
         file = self.job.file
         resources = ray.cluster_resources()
-        check_encoders(encoders_of(self.job.file.encoder), resources)
+        if not file.cluster.grows:
+            check_encoders(encoders_of(file.encoder), resources)
         answering = Answering.prepare(
             self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
         )

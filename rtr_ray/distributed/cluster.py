@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from ray.data import DataContext
 from rtr_ray.errors import PlacementError
 from rtr_ray.pool import Deployment
 
+_REACHABLE_S = 5.0
 REPLICA_CPUS = 0.1  # what the actor of a replica takes beside its engine
 DISPATCH_CPUS = 0.1  # a dispatch actor mostly waits
 LAUNCH_CPUS = 0.1  # the task that starts the engines
@@ -141,19 +143,59 @@ def connected(address: str | None, needs: Needs) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = address or os.environ.get("RAY_ADDRESS")
     if address:
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-    else:
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, math.ceil(needs.cpus)),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _check_reachable(address)
+    try:
+        with _silent():
+            if address:
+                ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+            else:
+                ray.init(
+                    num_cpus=max(os.cpu_count() or 1, math.ceil(needs.cpus)),
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        what = f"Cannot reach the Ray cluster at {address}" if address else "Cannot start Ray on this machine"
+        raise PlacementError(f"{what}: {str(error).splitlines()[0][:300]}") from error
     _quiet()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Refuse at once what Ray would try for minutes."""
+    if address.startswith("ray://"):
+        raise PlacementError(
+            f"{address} is a Ray Client address, through which a job would send all it does. Submit the job "
+            "instead: ray job submit --address http://HEAD:8265 -- rtr-ray run --config job.yaml."
+        )
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():  # "auto" and "local" are Ray's affair
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_REACHABLE_S).close()
+    except OSError as error:
+        raise PlacementError(
+            f"No Ray cluster answers at {address} ({error.strerror or error}). Start one with "
+            "ray start --head, or leave the address (and RAY_ADDRESS) out to start one here."
+        ) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What Ray's C++ side says while it starts goes nowhere; its exceptions still come."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _quiet() -> None:
