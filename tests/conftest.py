@@ -7,6 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# the same examples on every machine, and no deadline: a shared core stands still now and then
+settings.register_profile("calm", deadline=None, derandomize=True, max_examples=60)
+settings.load_profile("calm")
+
+pytest_plugins = ["tests.s3"]
 
 _LOOPBACK = ("127.", "::1", "localhost")
 

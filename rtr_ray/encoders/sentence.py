@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -70,18 +70,13 @@ class SentenceEncoder:
     def _encode(self, texts: Sequence[str]) -> FloatArray:
         model = self._model()
         rows_QD = np.empty((len(texts), self.dim), dtype=np.float32)
-        # a token is rarely longer than a word: the length in characters orders texts well enough to
-        # tokenize them in groups, and the token counts then make the batches
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         with torch.inference_mode():
-            for batch in self._batches(model, [texts[i] for i in order]):
-                indices, features = batch
+            for indices, features in self._batches(model, texts):
                 moved = {key: value.to(model.device) for key, value in features.items()}
-                embedded = model(moved)["sentence_embedding"]
-                rows_QD[[order[i] for i in indices]] = embedded.float().cpu().numpy()
+                rows_QD[indices] = model(moved)["sentence_embedding"].float().cpu().numpy()
         return rows_QD
 
-    def _batches(self, model: Any, texts: Sequence[str]) -> Any:
+    def _batches(self, model: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
         """(indices, padded features) of about `batch_tokens` tokens each, similar lengths together."""
         limit = model.max_seq_length
         tokenizer = model.tokenizer
@@ -110,21 +105,48 @@ class SentenceEncoder:
 
 
 def _load(model: str, dtype: torch.dtype, device: str) -> Any:
-    from sentence_transformers import SentenceTransformer
-
-    where = package_folder(model) if model.startswith("package:") else model
-    if Path(where).is_dir():
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the weights are here; ask nobody for newer ones
     try:
-        loaded = SentenceTransformer(
-            where, device=None if device == "auto" else device, model_kwargs={"dtype": dtype}
-        )
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ConfigError(
+            "The encoder kind 'sentence' needs the Python package sentence-transformers: "
+            f"pip install 'rtr-ray[train]'. ({error})"
+        ) from error
+    where = package_folder(model) if model.startswith("package:") else model
+    given: dict[str, Any] = {
+        "device": None if device == "auto" else device,
+        "model_kwargs": {"dtype": dtype},
+    }
+    try:
+        with _quiet():
+            try:
+                # what is here already is not asked for at the hub, which may be out of reach
+                loaded = SentenceTransformer(where, local_files_only=True, **given)
+            except OSError:
+                if Path(where).is_dir():
+                    raise
+                loaded = SentenceTransformer(where, **given)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"The encoder '{model}' cannot be loaded. Give a folder, or a hub id that this machine can reach "
             f"or has in its cache. ({type(error).__name__})"
         ) from error
     return loaded.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar while weights are loaded: rtr-ray's own screen says how far a run is."""
+    import transformers
+
+    switch: Any = transformers.utils.logging
+    shown = switch.is_progress_bar_enabled()
+    switch.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            switch.enable_progress_bar()
 
 
 def package_folder(model: str) -> str:

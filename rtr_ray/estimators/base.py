@@ -111,14 +111,32 @@ def validation_split(outcomes: Outcomes, share: float, seed: int) -> BoolArray:
 
     Queries of one group, and queries with the same text, stay on the same side.
     """
-    groups = outcomes.group_ids or outcomes.query_ids
-    names = [group or query for group, query in zip(groups, outcomes.queries, strict=True)]
-    unique, group_M = np.unique(np.asarray(names, dtype=object).astype(str), return_inverse=True)
-    order = np.random.default_rng(seed).permutation(len(unique))
-    held_out = np.zeros(len(unique), dtype=bool)
-    held_out[order[: round(share * len(unique))]] = True
-    held_out_M: BoolArray = held_out[group_M]
+    part_M = _related(outcomes)
+    parts = int(part_M.max()) + 1
+    order = np.random.default_rng(seed).permutation(parts)
+    held_out = np.zeros(parts, dtype=bool)
+    held_out[order[: round(share * parts)]] = True
+    held_out_M: BoolArray = held_out[part_M]
     return held_out_M
+
+
+def _related(outcomes: Outcomes) -> IntArray:
+    """(M,) the same number for queries that share a group or a text, also by way of others."""
+    groups = outcomes.group_ids or ("",) * len(outcomes.queries)
+    first: dict[tuple[str, str], int] = {}
+    leader = list(range(len(outcomes.queries)))
+
+    def leader_of(row: int) -> int:
+        while leader[row] != row:
+            row = leader[row] = leader[leader[row]]
+        return row
+
+    for row, (group, text) in enumerate(zip(groups, outcomes.queries, strict=True)):
+        for key in (("text", text), *([("group", group)] if group else [])):
+            one, other = sorted((leader_of(row), leader_of(first.setdefault(key, row))))
+            leader[other] = one
+    part_M: IntArray = np.unique([leader_of(row) for row in range(len(leader))], return_inverse=True)[1]
+    return part_M
 
 
 def columns_of(known: Sequence[Candidate], wanted: Sequence[Candidate]) -> IntArray:

@@ -12,7 +12,7 @@ from torch.nn import functional as nn
 from rtr_ray.errors import ConfigError
 from rtr_ray.estimators.base import Profiles, check_fit, validation_split
 from rtr_ray.estimators.lognormal import capped_mean, quantile
-from rtr_ray.estimators.rtr_table import ACCURACY, LOG_TOKENS, MIN_SPREAD, SPREAD, FittedRTR
+from rtr_ray.estimators.rtr_table import ACCURACY, LOG_TOKENS, MIN_SPREAD, SPREAD, Z95, FittedRTR
 from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcomes
 
 
@@ -236,10 +236,7 @@ def _calibrated(
     fitted: FittedRTR, outcomes: Outcomes, embeddings_MD: FloatArray, held_out_M: BoolArray
 ) -> FittedRTR:
     """Correct each candidate's mean and 95% quantile of tokens by what was seen."""
-    heads_MC3 = fitted.heads(embeddings_MD)
-    scale = fitted.log_tokens_scale
-    mean_MC = heads_MC3[..., LOG_TOKENS] * scale + fitted.log_tokens_mean
-    spread_MC = np.logaddexp(0, heads_MC3[..., SPREAD]) * scale + MIN_SPREAD
+    mean_MC, spread_MC = fitted.log_tokens(fitted.heads(embeddings_MD))
     ratio, tail = {}, {}
     for column, candidate in enumerate(fitted.candidates):
         actual_M = outcomes.output_tokens[:, column] / candidate.samples
@@ -251,7 +248,7 @@ def _calibrated(
         ratio[str(candidate)] = float(actual_M[seen_M].sum() / max(predicted_M[seen_M].sum(), 1e-9))
         tested_M = seen_M & held_out_M
         if tested_M.sum() >= 20:
-            upper_M = quantile(mean_MC[:, column], spread_MC[:, column], 1.6448536269514722)
+            upper_M = quantile(mean_MC[:, column], spread_MC[:, column], Z95)
             count = int(tested_M.sum())
             level = min(1.0, np.ceil((count + 1) * 0.95) / count)  # split conformal: finite-sample cover
             tail[str(candidate)] = float(np.quantile(actual_M[tested_M] / upper_M[tested_M], level))

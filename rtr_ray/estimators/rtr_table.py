@@ -18,13 +18,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from rtr_ray.estimators.base import Profiles, State
-from rtr_ray.estimators.lognormal import capped_mean, quantile
+from rtr_ray.estimators.lognormal import LONGEST, capped_mean, quantile
 from rtr_ray.types import Candidate, Estimate, FloatArray
 
 ACCURACY, LOG_TOKENS, SPREAD = range(3)  # the rows of the heads
 MIN_SPREAD = 0.02  # lengths are whole tokens: nothing is predicted more sharply than 2%
 _BLOCK = 1024  # queries at a time; the hidden rows of a block stay in the cache
-_Z95 = 1.6448536269514722
+Z95 = 1.6448536269514722  # 95% of a normal distribution lies below
 
 HeadKernel = Callable[[FloatArray, FloatArray, FloatArray, FloatArray], None]
 
@@ -63,12 +63,17 @@ class FittedRTR:
         ]
         return np.ascontiguousarray(np.stack(rows), dtype=np.float32)
 
-    def heads(self, embeddings_QD: FloatArray) -> FloatArray:
-        """(Q, C, 3): the outputs of the heads, by the split first layer."""
+    def heads(self, embeddings_QD: FloatArray, kernel: HeadKernel | None = None) -> FloatArray:
+        """(Q, C, 3): the outputs of the heads, by the split first layer.
+
+        Args:
+            embeddings_QD: Any Q.
+            kernel: The inner loop; None: the fastest that there is.
+        """
         embeddings_QD = np.ascontiguousarray(embeddings_QD, dtype=np.float32)
         heads_QC3 = np.empty((len(embeddings_QD), len(self.candidates), 3), dtype=np.float32)
-        kernel, threads = head_kernel(), _threads()
-        hidden_BH = np.empty((_BLOCK, len(self.bias_H)), dtype=np.float32)
+        kernel, threads = kernel or head_kernel(), _threads()
+        hidden_BH = np.empty((min(_BLOCK, len(embeddings_QD)), len(self.bias_H)), dtype=np.float32)
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(embeddings_QD), _BLOCK):
                 block_BD = embeddings_QD[start : start + _BLOCK]
@@ -108,19 +113,32 @@ class FittedRTR:
     def predict(self, embeddings_QD: FloatArray) -> Estimate:
         """The routing table's accuracy and tokens, Eq. 8."""
         heads_QC3 = self.heads(embeddings_QD)
-        accuracy_QC = 1 / (1 + np.exp(-heads_QC3[..., ACCURACY]))
-        mean_QC = heads_QC3[..., LOG_TOKENS] * self.log_tokens_scale + self.log_tokens_mean
-        spread_QC = np.logaddexp(0, heads_QC3[..., SPREAD]) * self.log_tokens_scale + MIN_SPREAD
-        limit_C = self._per_candidate(self.max_tokens, np.inf)
+        found_3QC = np.empty((3, *heads_QC3.shape[:2]), dtype=np.float32)
+        for start in range(0, len(heads_QC3), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            found_3QC[:, block] = self._read(heads_QC3[block])
+        return Estimate(*found_3QC)
+
+    def _read(self, heads_BC3: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """What the outputs of the heads mean: accuracy, tokens and their 95% quantile, all samples."""
+        # exp(60) is a float32, exp(100) is not
+        accuracy_BC = 1 / (1 + np.exp(np.minimum(-heads_BC3[..., ACCURACY], 60)))
+        mean_BC, spread_BC = self.log_tokens(heads_BC3)
+        limit_C = self._per_candidate(self.max_tokens, LONGEST)
         samples_C = np.array([c.samples for c in self.candidates], dtype=np.float32)
-        tokens_QC = capped_mean(mean_QC, spread_QC, limit_C) * self._per_candidate(self.ratio, 1.0)
-        tokens_QC = np.minimum(tokens_QC, limit_C)
-        tail_QC = quantile(mean_QC, spread_QC, _Z95) * self._per_candidate(self.tail, 1.0)
-        tail_QC = np.minimum(np.maximum(tail_QC, tokens_QC), limit_C)
-        return Estimate(
-            accuracy_QC.astype(np.float32),
-            (tokens_QC * samples_C).astype(np.float32),
-            (tail_QC * samples_C).astype(np.float32),
+        tokens_BC = capped_mean(mean_BC, spread_BC, limit_C) * self._per_candidate(self.ratio, 1.0)
+        tokens_BC = np.minimum(tokens_BC, limit_C)
+        tail_BC = quantile(mean_BC, spread_BC, Z95) * self._per_candidate(self.tail, 1.0)
+        tail_BC = np.minimum(np.maximum(tail_BC, tokens_BC), limit_C)
+        return accuracy_BC, tokens_BC * samples_C, tail_BC * samples_C
+
+    def log_tokens(self, heads_BC3: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Mean and spread of the logarithm of one sample's tokens, from the outputs of the heads."""
+        raw_BC = heads_BC3[..., SPREAD]
+        softplus_BC = np.maximum(raw_BC, 0) + np.log1p(np.exp(-np.abs(raw_BC)))
+        return (
+            heads_BC3[..., LOG_TOKENS] * self.log_tokens_scale + self.log_tokens_mean,
+            softplus_BC * self.log_tokens_scale + MIN_SPREAD,
         )
 
     def _per_candidate(self, values: Mapping[str, float], default: float) -> FloatArray:
@@ -206,4 +224,5 @@ def _heads_numpy(
 
 def _threads() -> int:
     # Ray sets OMP_NUM_THREADS to an actor's CPUs, and the matrix product obeys it: do the same
-    return max(1, int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1))
+    wanted = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]  # a list is for nested loops
+    return max(1, int(wanted) if wanted.strip().isdecimal() else os.cpu_count() or 1)

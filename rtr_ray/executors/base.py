@@ -19,6 +19,7 @@ class Failure:
     maybe_paid: bool  # something may have been generated, and nobody knows how much
     usage: Usage | None = None  # what it cost, where that is known
     retry_after_s: float | None = None  # when to send it again, where the server says
+    sent: bool = True  # False: it never left, and so this was no attempt
 
 
 Reply = Outcome | Failure

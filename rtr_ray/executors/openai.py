@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,6 +17,8 @@ from rtr_ray.executors.pacing import Pace, retry_after_s
 from rtr_ray.pool import Endpoint
 from rtr_ray.types import Outcome, Request, Sample, Usage
 
+_NEVER_SENT = ("ConnectError", "ConnectTimeout", "PoolTimeout")  # of httpx, or its successor in openai
+_CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _OPENAI_SAMPLING = ("temperature", "top_p", "presence_penalty", "seed")  # the rest is vLLM's, in extra_body
 
 
@@ -25,6 +28,9 @@ class OpenAIExecutor:
 
     A 429 stops all calls until the server's Retry-After; the request itself cost nothing. A cut
     connection or a timeout may have cost something, and says so.
+
+    Raises:
+        ConfigError: If the environment variable with the key is not set.
     """
 
     endpoint: Endpoint
@@ -35,9 +41,13 @@ class OpenAIExecutor:
     _pace: Pace | None = None
 
     def __post_init__(self) -> None:
-        self._pace = Pace(
-            self.endpoint.requests_per_minute, self.endpoint.tokens_per_minute, self.clock, self.sleep
-        )
+        endpoint = self.endpoint
+        if endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
+            raise ConfigError(
+                f"The environment variable {endpoint.api_key_env} with the key of {endpoint.base_url} "
+                "is not set."
+            )
+        self._pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute, self.clock, self.sleep)
 
     async def execute(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
         """Answer them, as they come."""
@@ -58,41 +68,42 @@ class OpenAIExecutor:
 
     async def _answer(self, request: Request) -> Reply:
         assert self._pace is not None
-        await self._pace.turn(request.max_input_tokens + request.max_tokens * request.candidate.samples)
+        wait = await self._pace.turn(
+            request.max_input_tokens + request.max_tokens * request.candidate.samples
+        )
+        if wait:
+            message = "the service's limits leave no room yet"
+            return Failure(request.key, message, True, maybe_paid=False, retry_after_s=wait, sent=False)
         started = self.clock()
         try:
             completion = await self._connected().chat.completions.create(**self._body(request))
         except openai.RateLimitError as error:
             # a spent quota is a 429 too, but waiting does not help
-            wait = retry_after_s(error.response.headers)
+            pause = retry_after_s(error.response.headers)
             spent = getattr(error, "code", None) == "insufficient_quota"
             if not spent:
-                self._pace.hold(wait)
-            return _failure(request, error, transient=not spent, maybe_paid=False, wait=wait)
-        except (openai.APITimeoutError, openai.APIConnectionError) as error:
-            refused = (
-                isinstance(error.__cause__, OSError) or "connect" in type(error.__cause__).__name__.lower()
-            )
+                self._pace.hold(pause)
+            return _failure(request, error, transient=not spent, maybe_paid=False, wait=pause)
+        except openai.APIConnectionError as error:  # a timeout is one too
+            refused = type(error.__cause__).__name__ in _NEVER_SENT
             return _failure(request, error, transient=True, maybe_paid=not refused)
         except openai.APIStatusError as error:
             transient = error.status_code in (408, 409, 425) or error.status_code >= 500
-            wait = retry_after_s(error.response.headers) if transient else None
-            return _failure(request, error, transient, maybe_paid=error.status_code >= 500, wait=wait)
-        except (openai.APIError, ValueError) as error:  # the reply arrived but is no chat completion
+            pause = retry_after_s(error.response.headers) if transient else None
+            return _failure(request, error, transient, maybe_paid=error.status_code >= 500, wait=pause)
+        except (openai.APIError, ValueError) as error:  # the reply is no JSON
             return _failure(request, error, transient=True, maybe_paid=True)
-        return _outcome(request, completion, self.clock() - started)
+        try:
+            return _outcome(request, completion, self.clock() - started)
+        except (AttributeError, TypeError, ValueError) as error:  # it is JSON, but no chat completion
+            return _failure(request, error, transient=True, maybe_paid=True)
 
     def _connected(self) -> openai.AsyncOpenAI:
         if self._client is None:
             name = self.endpoint.api_key_env
-            key = os.environ.get(name) if name else "none"
-            if not key:
-                raise ConfigError(
-                    f"The environment variable {name} with the key of {self.endpoint.base_url} is not set."
-                )
             self._client = openai.AsyncOpenAI(
                 base_url=self.endpoint.base_url,
-                api_key=key,
+                api_key=os.environ[name] if name else "none",  # the client insists on one
                 timeout=self.endpoint.timeout_s,
                 max_retries=0,  # dispatch retries, with the ledger beside it
             )
@@ -115,6 +126,8 @@ class OpenAIExecutor:
             body["stop"] = list(request.stop)
         if extra:
             body["extra_body"] = extra
+        if not self.endpoint.api_key_env:
+            body["extra_headers"] = {"Authorization": openai.Omit()}
         return body
 
 
@@ -122,7 +135,8 @@ def _failure(
     request: Request, error: Exception, transient: bool, maybe_paid: bool, wait: float | None = None
 ) -> Failure:
     # the body of an error may quote the prompt: only its type, status and code are kept
-    status, code = getattr(error, "status_code", None), getattr(error, "code", None)
+    status, code = getattr(error, "status_code", None), str(getattr(error, "code", None) or "")
+    code = code if _CODE.fullmatch(code) else ""
     message = " ".join(str(part) for part in (type(error).__name__, status, code) if part)
     return Failure(request.key, message, transient, maybe_paid, retry_after_s=wait)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,25 +18,35 @@ class Pace:
     """Lets calls pass so that no minute holds more of them, or of their tokens, than is allowed.
 
     Tokens are counted at their worst case when the call begins, since nobody knows more then.
-    A call larger than the whole limit passes alone.
+    A call larger than the whole limit passes alone. A call that would have to wait long is sent
+    away: it holds money and room, and whoever watches the clock must not take it for lost.
     """
 
     requests_per_minute: int | None
     tokens_per_minute: int | None
     clock: Callable[[], float]
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    patience_s: float = 10.0  # how long a call may wait for its turn
     _passed: deque[tuple[float, int]] = field(default_factory=deque)  # (when, tokens) of the last minute
     _tokens: int = 0  # of those
     _held_until: float = 0.0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def turn(self, tokens: int) -> None:
-        """Wait until a call with so many tokens may begin; calls pass in the order in which they came."""
+    async def turn(self, tokens: int) -> float:
+        """Wait until a call with so many tokens may begin; calls pass in the order in which they came.
+
+        Returns:
+            0 when it may begin; else it may not, and should come again after so many seconds.
+        """
+        came = self.clock()
         async with self._lock:
             while (wait := self._wait(tokens)) > 0:
+                if self.clock() + wait - came > self.patience_s:
+                    return wait
                 await self.sleep(wait)
             self._passed.append((self.clock(), tokens))
             self._tokens += tokens
+            return 0.0
 
     def hold(self, seconds: float | None) -> None:
         """Let nothing pass for so long; None: a second, since the server did not say."""
@@ -60,7 +71,8 @@ def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> fl
     if value is None:
         return None
     try:
-        return max(float(value), 0.0)
+        seconds = float(value)
+        return max(seconds, 0.0) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:

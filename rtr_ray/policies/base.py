@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from rtr_ray.types import BoolArray, FloatArray, IntArray, Plan, RoutingTable
+from rtr_ray.types import FloatArray, IntArray, Plan, RoutingTable
 
 Sketch = Mapping[str, Any]  # JSON
 
@@ -82,26 +82,21 @@ def with_runner_up(fitted: FittedPolicy, table: RoutingTable) -> Plan:
     return Plan(table, plan.choice, second.choice)
 
 
-def best_column(
-    score_QC: FloatArray, cost_QC: FloatArray, allowed_QC: BoolArray, ids: Iterable[str]
-) -> IntArray:
+def best_column(score_QC: FloatArray, table: RoutingTable) -> IntArray:
     """The allowed column with the highest score, per row; -1 where none is allowed.
 
-    Ties go to the cheaper candidate, then by a stable hash of the query id.
+    Ties go to the cheaper candidate, then to the more accurate one, then by a stable hash of the
+    query id.
     """
-    if not score_QC.shape[1]:
-        return np.full(len(score_QC), -1)
-    score_QC = np.where(allowed_QC, score_QC, -np.inf)
+    score_QC = np.where(table.allowed, score_QC, -np.inf)
     choice_Q: IntArray = score_QC.argmax(axis=1)
-    tied_QC = (score_QC == score_QC.max(axis=1, keepdims=True)) & allowed_QC
-    several_Q = tied_QC.sum(axis=1) > 1
-    if several_Q.any():
-        names = tuple(ids)
-        for row in np.flatnonzero(several_Q):
-            columns = np.flatnonzero(tied_QC[row])
-            columns = columns[cost_QC[row, columns] == cost_QC[row, columns].min()]
-            choice_Q[row] = columns[stable_hash(names[row]) % len(columns)]
-    choice_Q[~allowed_QC.any(axis=1)] = -1
+    tied_QC = (score_QC == score_QC.max(axis=1, keepdims=True)) & table.allowed
+    for row in np.flatnonzero(tied_QC.sum(axis=1) > 1):
+        columns = np.flatnonzero(tied_QC[row])
+        for worth in (-table.cost_usd[row], table.accuracy[row]):
+            columns = columns[worth[columns] == worth[columns].max()]
+        choice_Q[row] = columns[stable_hash(table.query_ids[row]) % len(columns)]
+    choice_Q[~table.allowed.any(axis=1)] = -1
     return choice_Q
 
 

@@ -11,6 +11,8 @@ from rtr_ray.errors import ConfigError
 from rtr_ray.policies.base import Sketch, best_column
 from rtr_ray.types import Plan, RoutingTable
 
+_ATTO = 10**18
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -33,21 +35,23 @@ class Score:
             raise ConfigError(f"policy.normaliser_usd is {self.normaliser_usd}; a positive amount is needed.")
 
     def sketch(self, table: RoutingTable) -> Sketch:
-        """The sum of predicted dollars over all allowed cells, and their number."""
-        return {
-            "sum_usd": float(table.cost_usd[table.allowed].sum(dtype=np.float64)),
-            "cells": int(table.allowed.sum()),
-        }
+        """The sum of predicted dollars over all allowed cells, and their number.
+
+        The sum is a whole number of 1e-18 dollars: floats would add up to another normaliser in
+        another order of merging, and a tie might then fall to another candidate.
+        """
+        sum_usd = float(table.cost_usd[table.allowed].sum(dtype=np.float64))
+        return {"sum_attousd": round(sum_usd * _ATTO), "cells": int(table.allowed.sum())}
 
     def merge(self, one: Sketch, other: Sketch) -> Sketch:
         """Both sums, both numbers."""
-        return {key: one[key] + other[key] for key in ("sum_usd", "cells")}
+        return {key: one[key] + other[key] for key in ("sum_attousd", "cells")}
 
     def freeze(self, sketch: Sketch | None) -> FittedScore:
         """The policy with its normaliser; where everything is free, accuracy alone decides."""
         if self.normaliser_usd is not None:
             return FittedScore(self.lam, self.normaliser_usd)
-        mean = sketch["sum_usd"] / sketch["cells"] if sketch and sketch["cells"] else 0.0
+        mean = sketch["sum_attousd"] / (sketch["cells"] * _ATTO) if sketch and sketch["cells"] else 0.0
         return FittedScore(self.lam, mean or 1.0)
 
 
@@ -64,8 +68,8 @@ class FittedScore:
 
         score[q, c] = lam * accuracy[q, c] - (1 - lam) * cost_usd[q, c] / normaliser_usd
 
-        Ties go to the cheaper candidate, then by a stable hash of `query_id`, so a plan is a
-        pure function of its table.
+        Ties go to the cheaper candidate, then to the more accurate one, then by a stable hash of
+        `query_id`, so a plan is a pure function of its table.
 
         Args:
             table: Predictions for Q queries and C >= 1 candidates.
@@ -76,5 +80,6 @@ class FittedScore:
         Source:
             Route-To-Reason (WWW '26), Eq. 9 and 10.
         """
-        score_QC = self.lam * table.accuracy - (1 - self.lam) * (table.cost_usd / self.normaliser_usd)
-        return Plan(table, best_column(score_QC, table.cost_usd, table.allowed, table.query_ids))
+        accuracy_QC, cost_QC = table.accuracy.astype(np.float64), table.cost_usd.astype(np.float64)
+        score_QC = self.lam * accuracy_QC - (1 - self.lam) * (cost_QC / self.normaliser_usd)
+        return Plan(table, best_column(score_QC, table))

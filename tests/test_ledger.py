@@ -1,0 +1,206 @@
+"""The ledger: whatever the order of calls, the budget holds and every dollar is somewhere."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+
+from rtr_ray.errors import LedgerError
+from rtr_ray.ledger import Account, Grant, Ledger
+from rtr_ray.pool import USD_QUANTUM, Price
+from rtr_ray.types import Candidate, Usage
+
+SMALL, LARGE = Candidate("small", "cot"), Candidate("large", "vanilla")
+CANDIDATES = st.sampled_from([SMALL, LARGE])
+MONEY = st.integers(0, 10**13).map(lambda pico: pico * USD_QUANTUM)  # up to $10, to the last digit
+
+
+def ledger(budget: str | None = None) -> Ledger:
+    return Ledger(None if budget is None else Decimal(budget))
+
+
+def test_what_fits_is_granted_what_may_fit_later_waits_what_never_will_is_refused():
+    books = ledger("1.00")
+    assert books.reserve("a", SMALL, Decimal("0.60")) is Grant.GRANTED
+    assert books.reserve("b", SMALL, Decimal("0.40")) is Grant.GRANTED  # to the last cent
+    assert books.reserve("c", SMALL, Decimal("0.000000000001")) is Grant.WAIT
+    assert books.reserve("d", SMALL, Decimal("1.000000000001")) is Grant.NEVER
+
+
+def test_a_wait_becomes_a_grant_when_another_is_settled_for_less():
+    books = ledger("1.00")
+    books.reserve("a", SMALL, Decimal("0.70"))
+    assert books.reserve("b", SMALL, Decimal("0.70")) is Grant.WAIT
+    books.settle("a", Usage(10, 10), Decimal("0.30"))
+    assert books.reserve("b", SMALL, Decimal("0.70")) is Grant.GRANTED
+
+
+def test_a_wait_becomes_a_never_when_another_is_settled_for_more():
+    books = ledger("1.00")
+    books.reserve("a", SMALL, Decimal("0.70"))
+    books.settle("a", Usage(10, 10), Decimal("0.31"))
+    assert books.reserve("b", SMALL, Decimal("0.70")) is Grant.NEVER
+
+
+def test_what_was_refused_holds_nothing():
+    books = ledger("1.00")
+    books.reserve("a", SMALL, Decimal("2"))
+    assert books.reserved_usd == 0
+    with pytest.raises(LedgerError):
+        books.release("a")
+
+
+def test_a_lost_call_counts_at_its_worst_for_good():
+    books = ledger("1.00")
+    books.reserve("a", SMALL, Decimal("0.70"))
+    books.lose("a")
+    balance = books.balance()
+    assert (balance.spent_usd, balance.reserved_usd) == (0, 0)
+    assert (balance.unknown_usd, balance.unknown_calls) == (Decimal("0.70"), 1)
+    assert books.reserve("a", SMALL, Decimal("0.40")) is Grant.NEVER
+    assert books.reserve("a", SMALL, Decimal("0.30")) is Grant.GRANTED
+
+
+def test_without_a_budget_everything_is_granted():
+    assert ledger().reserve("a", SMALL, Decimal("1e9")) is Grant.GRANTED
+
+
+@pytest.mark.parametrize("budget", ["0", "1.00"])
+def test_what_costs_nothing_is_always_granted(budget: str):
+    books = ledger(budget)
+    books.reserve("dear", LARGE, Decimal(budget))
+    books.lose("dear")
+    assert books.reserve("free", SMALL, Decimal(0)) is Grant.GRANTED
+
+
+@pytest.mark.parametrize("end", ["release", "lose", "settle"])
+@pytest.mark.parametrize("again", ["release", "lose", "settle"])
+def test_a_reservation_is_closed_once(end: str, again: str):
+    def close(how: str) -> None:
+        if how == "settle":
+            books.settle("q1|small:cot|0", Usage(1, 1), Decimal("0.1"))
+        else:
+            getattr(books, how)("q1|small:cot|0")
+
+    books = ledger("1.00")
+    books.reserve("q1|small:cot|0", SMALL, Decimal("0.5"))
+    close(end)
+    before = books.balance()
+    with pytest.raises(LedgerError, match=r"q1\|small:cot\|0 holds no reservation"):
+        close(again)
+    assert books.balance() == before
+
+
+def test_the_same_request_is_not_reserved_twice_nor_for_less_than_nothing():
+    books = ledger("1.00")
+    books.reserve("a", SMALL, Decimal("0.1"))
+    with pytest.raises(LedgerError, match="a is reserved already"):
+        books.reserve("a", SMALL, Decimal("0.1"))
+    with pytest.raises(LedgerError, match="an amount is not negative"):
+        books.reserve("b", SMALL, Decimal("-0.1"))
+
+
+def test_dollars_are_exact():
+    # a third of a million calls at a price with six decimals, to the last digit
+    price = Price(Decimal("0.333333"), Decimal("0.777777"))
+    books = ledger()
+    for number in range(1000):
+        books.reserve(str(number), SMALL, price.worst_case_usd(7, 13))
+        books.settle(str(number), Usage(7, 13), price.cost_usd(Usage(7, 13)))
+    assert books.spent_usd == 1000 * (7 * Decimal("0.333333") + 13 * Decimal("0.777777")) / 10**6
+    assert str(books.spent_usd) == "0.012444432000"
+
+
+def test_each_candidate_has_its_account():
+    books = ledger()
+    for key, candidate in (("a", SMALL), ("b", LARGE), ("c", SMALL)):
+        books.reserve(key, candidate, Decimal(1))
+        books.settle(key, Usage(10, 5, cached_input_tokens=4), Decimal("0.25"))
+    assert books.accounts == {
+        SMALL: Account(2, 20, 8, 10, Decimal("0.50")),
+        LARGE: Account(1, 10, 4, 5, Decimal("0.25")),
+    }
+
+
+def test_a_resumed_run_books_what_it_has_spent_before():
+    books = ledger("1.00")
+    books.book(SMALL, Account(3, 30, 0, 30, Decimal("0.80")))
+    books.book(SMALL, Account(1, 10, 0, 10, Decimal("0.10")))
+    assert books.spent_usd == Decimal("0.90")
+    assert books.accounts[SMALL].rows == 4
+    assert books.reserve("a", SMALL, Decimal("0.11")) is Grant.NEVER
+
+
+def test_a_balance_is_a_picture_not_a_window():
+    books = ledger()
+    books.reserve("a", SMALL, Decimal(1))
+    books.settle("a", Usage(1, 1), Decimal("0.5"))
+    before = books.balance()
+    books.reserve("b", SMALL, Decimal(1))
+    books.settle("b", Usage(1, 1), Decimal("0.5"))
+    assert before.accounts[SMALL].rows == 1
+
+
+class AnyInterleaving(RuleBasedStateMachine):
+    """Reserve, settle, release and lose in any order, beside a model that keeps every call by hand."""
+
+    open_ = Bundle("open")
+
+    @initialize(budget=st.one_of(st.none(), MONEY))
+    def begin(self, budget: Decimal | None) -> None:
+        self.ledger = Ledger(budget)
+        self.number = 0
+        self.held: dict[str, Decimal] = {}
+        self.spent: list[Decimal] = []
+        self.unknown: list[Decimal] = []
+
+    @rule(target=open_, candidate=CANDIDATES, worst=MONEY)
+    def reserve(self, candidate: Candidate, worst: Decimal) -> str:
+        key, self.number = f"q{self.number}", self.number + 1
+        gone = sum(self.spent) + sum(self.unknown)
+        budget = self.ledger.budget_usd
+        grant = self.ledger.reserve(key, candidate, worst)
+        if budget is None or worst == 0 or gone + sum(self.held.values()) + worst <= budget:
+            assert grant is Grant.GRANTED
+            self.held[key] = worst
+        else:
+            assert grant is (Grant.NEVER if gone + worst > budget else Grant.WAIT)
+        return key
+
+    @rule(key=consumes(open_), candidate=CANDIDATES, share=st.integers(0, 1000), how=st.integers(0, 2))
+    def close(self, key: str, candidate: Candidate, share: int, how: int) -> None:
+        if key not in self.held:  # it was not granted
+            with pytest.raises(LedgerError):
+                self.ledger.release(key)
+            return
+        worst = self.held.pop(key)
+        if how == 0:
+            cost = (worst * share / 1000).quantize(USD_QUANTUM)
+            self.ledger.settle(key, Usage(share, share), cost)
+            self.spent.append(cost)
+        elif how == 1:
+            self.ledger.release(key)
+        else:
+            self.ledger.lose(key)
+            self.unknown.append(worst)
+
+    @invariant()
+    def adds_up(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        balance = self.ledger.balance()
+        assert balance.spent_usd == sum(self.spent)
+        assert balance.reserved_usd == sum(self.held.values())
+        assert balance.unknown_usd == sum(self.unknown)
+        assert balance.in_flight == len(self.held)
+        assert balance.spent_usd == sum(account.cost_usd for account in balance.accounts.values())
+        if balance.budget_usd is not None:
+            assert balance.spent_usd + balance.reserved_usd + balance.unknown_usd <= balance.budget_usd
+
+
+AnyInterleaving.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAnyInterleaving = AnyInterleaving.TestCase
