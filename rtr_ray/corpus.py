@@ -233,7 +233,7 @@ def reading_error(file: File, error: Exception) -> DataError:
 def first_line(error: Exception) -> str:
     """What an error says, without the row that it may quote."""
     line = (str(error) or type(error).__name__).splitlines()[0]
-    return re.sub(r"(got \d+): .*", r"\1", line)[:200].rstrip(". ")
+    return re.sub(r"(got \d+): .*", r"\1", line)[:200].rstrip(".: ")
 
 
 def check_columns(names: Sequence[str], columns: Columns, file: File) -> None:

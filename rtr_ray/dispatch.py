@@ -311,7 +311,7 @@ class Dispatcher:
                     reason, transient = error.message, isinstance(error, TransientError)
                     break
                 except Exception as error:  # an executor may fail in any way; its requests must not be lost
-                    reason = f"{type(error).__name__}: {error}"[:300]
+                    reason = _told(error)
                     if isinstance(error, TimeoutError) and patience.expired():
                         reason = f"no reply within {self.settings.timeout_s:g} s"
                     break
@@ -355,6 +355,12 @@ class Dispatcher:
 
 
 _STARVED_S = 0.25  # between two looks whether the budget has room again
+
+
+def _told(error: Exception) -> str:
+    # of a traceback from another process the last line says what went wrong
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no reason was given'}"[:300]
 
 
 async def _closed(replies: AsyncIterator[Reply] | None) -> None:

@@ -19,7 +19,7 @@ from safetensors.numpy import save as save_tensors
 from rtr_ray import registry
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.encoders.base import Encoder
-from rtr_ray.errors import RouterError
+from rtr_ray.errors import RouterError, RtrError
 from rtr_ray.estimators import FITTED, KNOWN
 from rtr_ray.estimators.base import Estimator, Extendable, FittedEstimator, Profiles, State, columns_of
 from rtr_ray.pool import MTOK, Pool, fingerprint
@@ -172,23 +172,29 @@ class RouterFolder:
         try:
             head = json.loads(text)
             arrays = load_tensors(tensors)
+            version = head.get("schema_version")
         except Exception as error:
-            raise RouterError(f"The router folder {uri} is damaged: {str(error)[:200]}.") from error
-        if head.get("schema_version") != SCHEMA_VERSION:
+            raise _damaged(uri, error) from error
+        if version != SCHEMA_VERSION:
             raise RouterError(
-                f"The router folder {uri} has schema version {head.get('schema_version')}; "
+                f"The router folder {uri} has schema version {version}; "
                 f"this rtr-ray reads version {SCHEMA_VERSION}. Train it again."
             )
-        fitted = registry.load(head["estimator"], FITTED, "estimator")
-        candidates = tuple(Candidate.parse(text) for text in head["candidates"])
-        return cls(
-            encoder=head["encoder"],
-            encoder_identity=head["encoder_identity"],
-            estimator=fitted.from_state(candidates, State(arrays, head["values"])),
-            inputs=InputTokens(**head["input_tokens"]),
-            behaviours=head["behaviours"],
-            metrics=head["metrics"],
-        )
+        try:
+            fitted = registry.load(head["estimator"], FITTED, "estimator")
+            candidates = tuple(Candidate.parse(text) for text in head["candidates"])
+            return cls(
+                encoder=head["encoder"],
+                encoder_identity=head["encoder_identity"],
+                estimator=fitted.from_state(candidates, State(arrays, head["values"])),
+                inputs=InputTokens(**head["input_tokens"]),
+                behaviours=head["behaviours"],
+                metrics=head["metrics"],
+            )
+        except RtrError:
+            raise
+        except Exception as error:  # an estimator from outside may stumble over a lack in any way
+            raise _damaged(uri, error) from error
 
     @property
     def fingerprint(self) -> str:
@@ -273,6 +279,11 @@ class RouterFolder:
                     "max_tokens or reading of the answer has changed. Undo the change, or collect and train "
                     "again."
                 )
+
+
+def _damaged(uri: str, error: Exception) -> RouterError:
+    what = f"{type(error).__name__}: {error}".splitlines()[0][:200].rstrip(". ")
+    return RouterError(f"The router folder {uri} is damaged ({what}). Train it again.")
 
 
 def embed_profiles(pool: Pool, encoder: Encoder, candidates: Sequence[Candidate]) -> Profiles:

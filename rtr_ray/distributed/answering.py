@@ -13,14 +13,13 @@ from urllib.parse import unquote
 import ray
 
 from rtr_ray.config import JobKeys
-from rtr_ray.distributed.cluster import residencies
+from rtr_ray.distributed.cluster import LAUNCH_CPUS, residencies, root
 from rtr_ray.distributed.deployments import Deployments
 from rtr_ray.distributed.dispatching import DispatchWork, answer_parts, part_name
 from rtr_ray.distributed.guard import Guard
 from rtr_ray.distributed.ledger_actor import LedgerActor, Snapshot
-from rtr_ray.errors import RtrError
 from rtr_ray.grading import Grader
-from rtr_ray.pool import Deployment, Pool, fingerprint
+from rtr_ray.pool import Deployment, Endpoint, Pool, fingerprint
 from rtr_ray.run_folder import RESULTS, RunFolder
 from rtr_ray.screen import Screen, Stage, money
 from rtr_ray.storage import open_store, read_table
@@ -46,6 +45,15 @@ def tally_results(folder: RunFolder, parts: Sequence[str] | None = None) -> Tall
         keys = [key for key in keys if key.removeprefix(RESULTS).split("-")[0] in names]
     batches = [keys[i : i + _TALLIED_TOGETHER] for i in range(0, len(keys), _TALLIED_TOGETHER)]
     return summed(ray.get([tally_parts.remote(folder.store.uri, batch) for batch in batches]))
+
+
+@ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)
+def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
+    """Refuse endpoints whose key is not set; on the cluster, since the driver's variables may differ."""
+    from rtr_ray.executors.openai import OpenAIExecutor  # takes a second to import
+
+    for endpoint in endpoints:
+        OpenAIExecutor(endpoint)
 
 
 @dataclass(slots=True)
@@ -80,6 +88,7 @@ class Answering:
 
         Raises:
             PlacementError: If one does not fit on the cluster even alone.
+            ConfigError: If the key of an endpoint is not set.
         """
         cluster = keys.cluster
         prefix = cluster.serve_app or f"rtr-{fingerprint(folder.store.uri)[:8]}"
@@ -90,6 +99,9 @@ class Answering:
         # what is there already, or may still come, need not fit on what is there now
         fits = bool(cluster.serve_app) or cluster.grows
         groups = [everything] if fits else residencies(everything, ray.cluster_resources())
+        endpoints = [d.endpoint for d in everything if d.endpoint is not None]
+        if endpoints:  # now: others may have answered for much money before their turn comes
+            ray.get(check_endpoints.remote(endpoints))
         return cls(folder, pool, keys, deployments, screen, budget_usd, grader, groups=groups)
 
     def start(self, group: Sequence[Deployment]) -> None:
@@ -174,7 +186,7 @@ class Answering:
                 time.sleep(_POLL_S)
                 self._show(stage, expected)
             if failed:
-                raise _root(failed[0])
+                raise root(failed[0])
             self._show(stage, expected)
 
     def _drain(self, deployment: Deployment, keys: Sequence[str], failed: list[BaseException]) -> None:
@@ -209,14 +221,3 @@ class Answering:
         of = f" of {money(balance.budget_usd)}" if balance.budget_usd is not None else ""
         stage.note = f"{tokens:,} output tokens · {money(balance.spent_usd)}{of}{failed}"
         self.screen.tick(stage)
-
-
-def _root(error: BaseException) -> BaseException:
-    """The error of ours that Ray has wrapped; else what it wrapped."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, RtrError):
-            return type(seen)(seen.message) if hasattr(seen, "message") else seen
-        cause = getattr(seen, "cause", None)
-        seen = cause if isinstance(cause, BaseException) else seen.__cause__ or seen.__context__
-    return error

