@@ -14,7 +14,7 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
-from rtr_ray.corpus import GOLD, QUERY_ID, ROW_ERROR, TEXT
+from rtr_ray.corpus import GOLD, MESSAGES, QUERY_ID, ROW_ERROR, TEXT
 from rtr_ray.errors import DataError
 from rtr_ray.grading import Item
 from rtr_ray.policies.base import stable_hash
@@ -71,6 +71,17 @@ def cell_rows(block: pa.Table, candidate: Candidate, repeats: int, below: int | 
     return rows.append_column(SAMPLE, pa.array(number, pa.int32()))
 
 
+def bounded(rows: pa.Table, pool: Pool, candidate: Candidate) -> pa.Table:
+    """The rows of which anybody can say what they cost at most when they are put to a candidate."""
+    if pool.deployment(candidate).context_tokens is not None or rows[MESSAGES].null_count == len(rows):
+        return rows
+    keep = [
+        messages is None or pool.input_bound(json.loads(messages), candidate) is not None
+        for messages in rows[MESSAGES].to_pylist()
+    ]
+    return rows.filter(pa.array(keep, pa.bool_()))
+
+
 def _fact(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     kind = OUTCOMES.field(name).type
     try:
@@ -84,8 +95,38 @@ def _fact(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def cell_key(pool: Pool, candidate: Candidate, number: int) -> str:
     """Where the plan rows of a candidate lie; another place when it begins to behave differently."""
+    return _key(pool, candidate, f"{number:06d}")
+
+
+def judge_key(pool: Pool, judge: Candidate, part: str) -> str:
+    """Where the questions to a judge lie about the answers of a plan part.
+
+    Named after that part, not counted: what has been judged stays judged when candidates come or go.
+
+    Args:
+        pool: Says how the judge is asked.
+        judge: The judge.
+        part: The short name of the plan part whose answers are judged.
+    """
+    return _key(pool, judge, part)
+
+
+def _key(pool: Pool, candidate: Candidate, name: str) -> str:
     folder = f"plan/model={quote(candidate.model, safe='')}/strategy={quote(candidate.strategy, safe='')}"
-    return f"{folder}/part-{candidate.samples}x-{number:06d}-{pool.behaviour(candidate)}.parquet"
+    return f"{folder}/part-{candidate.samples}x-{name}-{pool.behaviour(candidate)}.parquet"
+
+
+def planned(part: pa.Table, results: pa.Table) -> pa.Table:
+    """The results of the rows that a plan part has.
+
+    There may be others: of a larger sample or more repeats, recorded before.
+    """
+    wanted = set(_cells(part, QUERY_ID))
+    return results.filter(pa.array([cell in wanted for cell in _cells(results, "query_id")], pa.bool_()))
+
+
+def _cells(table: pa.Table, name: str, sample: str = SAMPLE) -> list[tuple[str, int]]:
+    return list(zip(table[name].to_pylist(), table[sample].to_pylist(), strict=True))
 
 
 def items(part: pa.Table, results: pa.Table) -> list[Item]:
@@ -144,6 +185,34 @@ def outcome_rows(
     return stamped(pa.table(columns, schema=OUTCOMES))
 
 
+def with_earlier(rows: pa.Table, earlier: pa.Table, part: pa.Table, results: pa.Table) -> pa.Table:
+    """Outcomes, and behind them those recorded before of cells that are not asked for now.
+
+    Args:
+        rows: The outcomes of a plan part.
+        earlier: Those that were recorded before.
+        part: The plan part.
+        results: All that was ever answered there. What lies elsewhere (an older run was moved aside) is
+            not kept.
+    """
+    kept = set(_cells(results, "query_id")) - set(_cells(part, QUERY_ID))
+    keep = [cell in kept for cell in _cells(earlier, "query_id", "sample")]
+    if not any(keep):
+        return rows
+    others = earlier.filter(pa.array(keep, pa.bool_())).select(OUTCOMES.names)
+    tables = [table.replace_schema_metadata(None).cast(OUTCOMES) for table in (rows, others)]
+    return stamped(pa.concat_tables(tables))
+
+
+def judge_ids(results: pa.Table) -> list[str]:
+    """An id for each answer that may be judged."""
+    columns = [results[c].to_pylist() for c in ("query_id", "model", "strategy", "samples", SAMPLE)]
+    return [
+        f"{name}|{Candidate(model, strategy, samples)}|{sample}"
+        for name, model, strategy, samples, sample in zip(*columns, strict=True)
+    ]
+
+
 def judge_rows(prompts: Sequence[str], keys: Sequence[str], candidate: Candidate) -> pa.Table:
     """Plan rows that put prompts to a judge.
 
@@ -157,7 +226,7 @@ def judge_rows(prompts: Sequence[str], keys: Sequence[str], candidate: Candidate
         {
             QUERY_ID: pa.array(keys, pa.string()),
             TEXT: pa.array(prompts, pa.string()),
-            "_messages": pa.array(messages, pa.string()),
+            MESSAGES: pa.array(messages, pa.string()),
             GOLD: pa.nulls(len(keys), pa.string()),
             ROW_ERROR: pa.nulls(len(keys), pa.string()),
         }
@@ -169,4 +238,4 @@ def judge_rows(prompts: Sequence[str], keys: Sequence[str], candidate: Candidate
     }
     for field in PREDICTIONS:
         rows = rows.append_column(field, pa.array(values.get(field.name, [None] * len(keys)), field.type))
-    return rows
+    return rows.append_column(SAMPLE, pa.array([0] * len(keys), pa.int32()))

@@ -176,6 +176,12 @@ class Dispatcher:
             self.gate.listeners.remove(self._wake)
             await self._stop()
 
+    def fail(self, error: BaseException) -> None:
+        """End the run with an error: what has been answered is given out first, nothing more is sent."""
+        if self._broken is None:
+            self._broken = error
+        self._done.put_nowait(None)  # it may wait for replies, or for a budget that nobody will free any more
+
     def _idle(self) -> bool:
         """Whether no outcome will come any more."""
         left = self._flying or self._waiting or self._pending or not self._exhausted
@@ -210,7 +216,7 @@ class Dispatcher:
         """Send as much as may be in flight; gives the outcomes of what cannot be paid."""
         refused: list[Outcome] = []
         blocked: list[_Attempt] = []
-        while not refused and not blocked and (room := self._room()) > 0:
+        while not refused and not blocked and not self._broken and (room := self._room()) > 0:
             chunk = self._take(min(room, self.settings.chunk))
             if not chunk:
                 break

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from enum import Enum
+from typing import Any
 
-from rtr_ray.errors import LedgerError
+from rtr_ray.errors import LedgerError, StorageError
 from rtr_ray.types import Candidate, Usage
 
 ZERO = Decimal(0)
@@ -65,6 +66,60 @@ class Balance:
     accounts: Mapping[Candidate, Account]
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What must be remembered of a ledger beside the results, so that a later session keeps to the budget.
+
+    Results tell what was spent. They do not tell what was lost, nor what was in flight when a
+    session was killed. So `committed_usd` is written before it is exceeded: at no moment had more
+    than that been spent, lost and set aside together. Whatever of it the results do not show as
+    spent when the run goes on may have been paid for nothing, and counts as unknown from then on.
+    After a session that ended by itself nothing is set aside, and what is unknown is exact.
+
+    The counts bind nothing: after a kill they are those of the last record.
+    """
+
+    committed_usd: Decimal = ZERO
+    unknown_usd: Decimal = ZERO
+    lost: int = 0  # calls whose reply was lost
+    in_flight: int = 0  # calls that were out
+    sent_again: int = 0
+
+    def unknown_beside(self, spent_usd: Decimal) -> Decimal:
+        """What may have been paid beside what the results show as spent."""
+        return max(self.unknown_usd, self.committed_usd - spent_usd)
+
+    def to_json(self) -> dict[str, Any]:
+        """Money as exact strings."""
+        return {
+            "schema_version": 1,
+            "committed_usd": f"{self.committed_usd:f}",
+            "unknown_usd": f"{self.unknown_usd:f}",
+            "lost": self.lost,
+            "in_flight": self.in_flight,
+            "sent_again": self.sent_again,
+        }
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Record:
+        """The record that was saved.
+
+        Raises:
+            StorageError: If it is none. To go on as if nothing had been lost could exceed the budget.
+        """
+        try:
+            return cls(
+                Decimal(found["committed_usd"]),
+                Decimal(found["unknown_usd"]),
+                *(int(found[name]) for name in ("lost", "in_flight", "sent_again")),
+            )
+        except (KeyError, TypeError, ValueError, InvalidOperation) as error:
+            raise StorageError(
+                f"ledger.json is damaged ({type(error).__name__}: {error}). Restore it, or begin anew with "
+                "--fresh."
+            ) from error
+
+
 @dataclass(slots=True)
 class Ledger:
     """The books of one run. Not thread-safe: one owner at a time (an actor, when distributed).
@@ -93,6 +148,21 @@ class Ledger:
         """Take over what an earlier part of the same run has spent."""
         self.accounts.setdefault(candidate, Account()).merge(account)
         self.spent_usd += account.cost_usd
+
+    def recall(self, record: Record) -> None:
+        """Take over what earlier sessions have lost; after `book`."""
+        self.unknown_usd = record.unknown_beside(self.spent_usd)
+        self.unknown_calls = record.lost + record.in_flight
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """Spent, set aside, and perhaps lost."""
+        return self.spent_usd + self.reserved_usd + self.unknown_usd
+
+    @property
+    def in_flight(self) -> int:
+        """How many reservations are open."""
+        return len(self._open)
 
     def reserve(self, key: str, candidate: Candidate, worst_case_usd: Decimal) -> Grant:
         """Set the worst case of a call aside, before it goes out.
@@ -143,7 +213,7 @@ class Ledger:
             self.reserved_usd,
             self.unknown_usd,
             self.unknown_calls,
-            len(self._open),
+            self.in_flight,
             {candidate: replace(account) for candidate, account in self.accounts.items()},
         )
 

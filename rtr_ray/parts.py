@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +17,10 @@ import pyarrow as pa
 
 from rtr_ray.corpus import MESSAGES, OWN, QUERY_ID, ROW_ERROR, TEXT
 from rtr_ray.policies.base import FittedPolicy, with_runner_up
-from rtr_ray.pool import size_of
+from rtr_ray.pool import Pool, only_text, size_of
 from rtr_ray.router import Router
 from rtr_ray.schemas import PREDICTIONS, RESULTS, stamp, stamped
-from rtr_ray.types import Candidate, FloatArray, Outcome, Query, RoutingTable
+from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Query, RoutingTable
 
 ESTIMATES = ("accuracy", "output_tokens", "output_tokens_p95", "cost_usd")
 """The columns of a table part that hold one number per candidate: `_accuracy`, ..."""
@@ -44,12 +45,25 @@ def table_part(
     ids = [name for name, fine in zip(block[QUERY_ID].to_pylist(), usable, strict=True) if fine]
     embeddings_QD = router.encoder.encode(texts)
     table = router.table(ids, embeddings_QD, sizes)
+    bounded_QC = _bounded(block.filter(pa.array(usable)), router.pool, table.candidates)
+    table = replace(table, allowed=table.allowed & bounded_QC)
     for name in ESTIMATES:
         block = block.append_column(f"_{name}", _spread(getattr(table, name), usable, pa.float32()))
     block = block.append_column("_allowed", _spread(table.allowed, usable, pa.bool_()))
     if keep_embeddings:
         block = block.append_column("_embedding", _spread(embeddings_QD, usable, pa.float32()))
     return stamped(block, candidates=[str(c) for c in table.candidates]), table
+
+
+def _bounded(block: pa.Table, pool: Pool, candidates: Sequence[Candidate]) -> BoolArray:
+    """(Q, C) whether anybody can say what a query costs at most with a candidate (see `Pool.input_bound`)."""
+    known_C = np.array([pool.deployment(c).context_tokens is not None for c in candidates], dtype=bool)
+    text_Q = np.array(
+        [messages is None or only_text(json.loads(messages)) for messages in block[MESSAGES].to_pylist()],
+        dtype=bool,
+    )
+    bounded_QC: BoolArray = text_Q[:, None] | known_C
+    return bounded_QC
 
 
 def _sizes(block: pa.Table) -> FloatArray:
@@ -120,7 +134,9 @@ def plan_parts(part: pa.Table, policy: FittedPolicy) -> tuple[dict[Candidate, pa
 
 def _unrouted(rows: pa.Table) -> pa.Table:
     errors = [
-        error or "the query is too long for the context window of every candidate, or none is allowed"
+        error
+        or "the query is too long for the context window of every candidate, holds more than text (an image, "
+        "say) where no candidate's context_tokens are known, or none is allowed"
         for error in rows[ROW_ERROR].to_pylist()
     ]
     values = {"query_id": rows[QUERY_ID], "status": ["failed"] * len(rows), "error": errors}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from rtr_ray.errors import ConfigError
+from rtr_ray.errors import ConfigError, DataError
 from rtr_ray.strategies import Strategy
 from rtr_ray.types import Candidate, Message, Query, Request, Sampling, Usage, check_name
 
@@ -211,25 +211,44 @@ class Pool:
     def request(self, query: Query, candidate: Candidate, sample: int = 0) -> Request:
         """The call that puts a query to a candidate.
 
-        Its `max_input_tokens` is a bound, not an estimate: a byte-level tokenizer makes at most
-        one token of a byte, the template's own text is allowed for, and no engine takes more than
-        its context window.
+        Its `max_input_tokens` is a bound, not an estimate (see `input_bound`).
+
+        Raises:
+            DataError: If there is no such bound, so that nobody can say what the call costs at most.
         """
         strategy, model = self.strategies[candidate.strategy], self.models[candidate.model]
         messages = strategy.messages(query)
-        max_input_tokens = size_of(messages) + TEMPLATE_TOKENS
-        context = self.deployment(candidate).context_tokens
+        max_input_tokens = self.input_bound(messages, candidate)
+        if max_input_tokens is None:
+            raise DataError(
+                f"The query '{query.query_id}' holds more than text (an image, say), which may be any number "
+                f"of tokens, and is put to {candidate}, whose context window is not known: give the "
+                f"deployment '{self.deployment(candidate).id}' its context_tokens in the pool."
+            )
         return Request(
             query_id=query.query_id,
             candidate=candidate,
             messages=messages,
             max_tokens=self.max_tokens(candidate),
-            max_input_tokens=max_input_tokens if context is None else min(max_input_tokens, context),
+            max_input_tokens=max_input_tokens,
             sampling=self.sampling(candidate),
             stop=strategy.stop,
             chat_template_kwargs=model.chat_template_kwargs,
             sample=sample,
         )
+
+    def input_bound(self, messages: Sequence[Message], candidate: Candidate) -> int | None:
+        """The most tokens that a conversation can be; None where nobody can say.
+
+        A byte-level tokenizer makes at most one token of a byte, the template's own text is allowed
+        for, and no engine takes more than its context window. What an image is in tokens has nothing
+        to do with the length of its URL: then the context window alone is a bound.
+        """
+        context = self.deployment(candidate).context_tokens
+        if not only_text(messages):
+            return context
+        size = size_of(messages) + TEMPLATE_TOKENS
+        return size if context is None else min(size, context)
 
     def worst_case_usd(self, request: Request) -> Decimal:
         """The most that a call can cost: the longest prompt once, the longest answer for each sample."""
@@ -289,7 +308,29 @@ def size_of(messages: Sequence[Message]) -> int:
         content = message.get("content")
         text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
         total += len(text.encode()) + 16
+        # calls of tools, say, are in the prompt too
+        more = {key: value for key, value in message.items() if key not in ("role", "content")}
+        total += len(json.dumps(more, ensure_ascii=False).encode()) if more else 0
     return total
+
+
+_TEXT_PARTS = {"text": "text", "refusal": "refusal"}  # type of a content part -> where its text stands
+
+
+def only_text(messages: Sequence[Message]) -> bool:
+    """Whether a conversation holds texts alone, so that its length bounds its tokens: no image, no sound."""
+    return all(_is_text(message.get("content")) for message in messages)
+
+
+def _is_text(content: Any) -> bool:
+    if not isinstance(content, list | tuple):
+        return content is None or isinstance(content, str)
+    return all(
+        isinstance(part, Mapping)
+        and isinstance(kind := part.get("type"), str)
+        and isinstance(part.get(_TEXT_PARTS.get(kind, "")), str)
+        for part in content
+    )
 
 
 def fingerprint(value: Any) -> str:

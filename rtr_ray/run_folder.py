@@ -6,24 +6,53 @@ tables/         one part per split of the corpus: its rows and their routing tab
 policy.json     the fitted policy
 plan.json       what the plan expects, by candidate
 plan/model=.../strategy=.../part-*.parquet
+ledger.json     what may have been paid beside what the results show
 results/part-*.parquet
 summary.json
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 from rtr_ray.errors import DataError, StorageError
-from rtr_ray.storage import Store, open_store
+from rtr_ray.storage import LocalStore, Store, open_store
 
 SCHEMA_VERSION = 1
 RUN, CONFIG, POLICY, PLAN, SUMMARY = "run.json", "config.yaml", "policy.json", "plan.json", "summary.json"
+LEDGER = "ledger.json"
+LOCK = ".lock"  # readers do not see it: its name begins with a dot
 TABLES, RESULTS = "tables/part-", "results/part-"
+WRITE_PAUSES_S = (0.5, 2.0, 6.0)  # a bucket that is busy, a disk that somebody is making room on
+
+
+@dataclass(slots=True)
+class _Lock:
+    """A lock file that is held; freed with the process, with the object, or before."""
+
+    file: BinaryIO
+    path: Path
+
+    def free(self) -> None:
+        """Leave the folder to others, with nothing left behind; more than once is no matter."""
+        if self.file.closed:
+            return
+        with contextlib.suppress(OSError):
+            # while it is held: who has opened it meanwhile sees that it is no longer the one that lies there
+            if _is_at(self.file, self.path):
+                self.path.unlink()
+        self.file.close()
+
+    __del__ = free
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +60,13 @@ class RunFolder:
     """One run's folder."""
 
     store: Store
+    _lock: _Lock | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
         cls, uri: str, fingerprints: Mapping[str, str], config: str, fresh: bool = False
     ) -> tuple[RunFolder, str | None]:
-        """Begin a run in a folder, or go on with the one that it holds.
+        """Begin a run in a folder, or go on with the one that it holds; nobody else may until `close`.
 
         Args:
             uri: Local or `s3://`.
@@ -48,12 +78,25 @@ class RunFolder:
             The folder, and where the older run was moved to, if it was.
 
         Raises:
-            DataError: If the folder holds another run; the difference is named.
+            DataError: If the folder holds another run; the difference is named. If a run works on it now.
             StorageError: If it cannot be written to.
         """
         store = open_store(uri)
-        aside = store.move_aside() if fresh else None
-        folder = cls(store)
+        aside = None
+        if fresh:
+            with contextlib.closing(cls(store, _locked(store, make=False))):
+                aside = store.move_aside()
+            if aside is not None:
+                open_store(aside).delete(LOCK)  # it went along
+        folder = cls(store, _locked(store))
+        try:
+            folder._begin(uri, fingerprints, config)
+        except BaseException:
+            folder.close()
+            raise
+        return folder, aside
+
+    def _begin(self, uri: str, fingerprints: Mapping[str, str], config: str) -> None:
         head = {
             "schema_version": SCHEMA_VERSION,
             "status": "running",
@@ -61,10 +104,10 @@ class RunFolder:
             "fingerprints": dict(fingerprints),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        if store.create(RUN, _json(head)):
-            store.write(CONFIG, config.encode())
-            return folder, aside
-        found = folder.read_json(RUN) or {}
+        if self.store.create(RUN, _json(head)):
+            self.store.write(CONFIG, config.encode())
+            return
+        found = self.read_json(RUN) or {}
         if found.get("schema_version") != SCHEMA_VERSION:
             raise DataError(
                 f"{uri} holds a run of schema version {found.get('schema_version')}; this rtr-ray reads "
@@ -77,8 +120,12 @@ class RunFolder:
                     f"{uri} holds another run: its {name} differs (it was {before.get(name)}, now {value}). "
                     "Take another output, or --fresh to move it aside."
                 )
-        folder.update(status="running", error=None)
-        return folder, aside
+        self.update(status="running", error=None)
+
+    def close(self) -> None:
+        """The run has ended: another one may work on the folder."""
+        if self._lock is not None:
+            self._lock.free()
 
     def read_json(self, key: str) -> dict[str, Any] | None:
         """A JSON object of the folder; None where there is none."""
@@ -114,5 +161,73 @@ class RunFolder:
         return self.store.keys(f"{RESULTS}{name}")
 
 
+def taken(uri: str) -> DataError:
+    """What the second of two runs in one folder is told."""
+    return DataError(
+        f"Another run works on {uri} just now, and two would pay for everything twice. "
+        "Wait until it has ended, or take another output."
+    )
+
+
+def _locked(store: Store, make: bool = True) -> _Lock | None:
+    """The lock of a local folder, held; the system frees it if this process dies.
+
+    None where there is nothing to lock: in a bucket, where the cluster sees to it (a ledger has the
+    folder's name there), in a folder that is not there or cannot be written to (the first write
+    says so), and on a file system without locks.
+
+    Raises:
+        DataError: If another run holds it.
+    """
+    if not isinstance(store, LocalStore):
+        return None
+    path = Path(store.uri) / LOCK
+    while True:
+        try:
+            if make:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("ab")
+        except OSError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(file, path):
+                return _Lock(file, path)
+        except BlockingIOError:
+            file.close()
+            raise taken(store.uri) from None
+        except OSError:
+            file.close()
+            return None
+        file.close()  # who held it has removed it, or moved it aside with its folder
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    """Whether an open file is the one that lies there."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
+
+
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=2, default=str) + "\n").encode()
+
+
+def insist(write: Callable[[], None], pauses_s: Sequence[float] | None = None) -> None:
+    """Write something that must not get lost: some times, if need be.
+
+    Args:
+        write: Puts one object under one key. Always the same one: a write that failed may have
+            arrived all the same, and under another key its rows would be there twice.
+        pauses_s: Before each further attempt; `WRITE_PAUSES_S` where not given.
+
+    Raises:
+        StorageError: That of the last attempt.
+    """
+    for pause_s in WRITE_PAUSES_S if pauses_s is None else pauses_s:
+        try:
+            return write()
+        except StorageError:
+            time.sleep(pause_s)
+    return write()

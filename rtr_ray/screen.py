@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -96,7 +97,8 @@ class Screen:
     def running(self) -> Iterator[Screen]:
         """Draw for as long as this lasts."""
         if not self.console.is_terminal:
-            yield self
+            with self._beating():
+                yield self
             return
         with Live(
             self._table(), console=self.console, refresh_per_second=4, get_renderable=self._table
@@ -106,6 +108,24 @@ class Screen:
                 yield self
             finally:
                 self._live = None
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        """Lines come also from stages that are busy and say nothing themselves."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.wait(1.0):
+                for stage in [stage for stage in self.stages if stage.ended is None][-1:]:
+                    self.tick(stage)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     @contextmanager
     def stage(self, name: str, total: float | None = None, unit: str = "rows") -> Iterator[Stage]:

@@ -13,7 +13,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtr_ray.cells import SAMPLE, cell_key, cell_rows, items, judge_rows, outcome_rows, sampled
+from rtr_ray.cells import (
+    SAMPLE,
+    bounded,
+    cell_key,
+    cell_rows,
+    items,
+    judge_ids,
+    judge_key,
+    judge_rows,
+    outcome_rows,
+    planned,
+    sampled,
+    with_earlier,
+)
 from rtr_ray.corpus import Columns
 from rtr_ray.errors import DataError
 from rtr_ray.outcomes import pivot, read_long
@@ -116,6 +129,31 @@ def test_a_cell_lies_elsewhere_when_its_candidate_begins_to_behave_differently()
     assert cell_key(POOL, Candidate("large", "cot"), 3) == cell_key(warmer, Candidate("large", "cot"), 3)
 
 
+def conversations(folder: Path, *contents: Any) -> pa.Table:
+    path = folder / "conversations.jsonl"
+    rows = [{"messages": [{"role": "user", "content": content}]} for content in contents]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus, (split,) = open_corpus(str(path), Columns(messages="messages"))
+    (table,) = read_split(corpus, split, 1000)
+    return table
+
+
+def test_a_query_that_may_cost_anything_is_left_out(tmp_path):
+    text = {"type": "text", "text": "what is this?"}
+    image = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
+    rows = cell_rows(conversations(tmp_path, "plain", [text], [text, image]), SMALL, 1, None)
+    assert len(rows) == 3
+
+    def kept(context: int | None) -> pa.Table:
+        known = {"small": replace(POOL.deployments["small"], context_tokens=context)}
+        return bounded(rows, replace(POOL, deployments=POOL.deployments | known), SMALL)
+
+    assert sorted(kept(None)["_text"].to_pylist()) == ["plain", "what is this?"]
+    assert len(kept(4096)) == 3
+    plain = cell_rows(block(tmp_path, *asked("a", "b")), SMALL, 1, None)
+    assert bounded(plain, POOL, SMALL) is plain
+
+
 # What comes of them
 
 
@@ -194,6 +232,29 @@ def test_a_failed_cell_keeps_its_error_and_no_grade(tmp_path):
     )
 
 
+def test_results_of_a_larger_sample_or_more_repeats_are_left_aside(tmp_path):
+    table = block(tmp_path, *asked("ccc", "bb", "a"))
+    large, small = cell_rows(table, SMALL, 2, None), cell_rows(table.slice(1), SMALL, 1, None)
+    found = planned(small, results(large).drop_columns([SAMPLE]).append_column(SAMPLE, large[SAMPLE][::-1]))
+    assert sorted(zip(ids(found), found[SAMPLE].to_pylist(), strict=True)) == [("q1", 0), ("q2", 0)]
+    assert len(items(small, found)) == 2
+    assert len(planned(small, found.slice(0, 0))) == 0
+
+
+def test_outcomes_of_cells_that_are_not_asked_for_now_stay(tmp_path):
+    table = block(tmp_path, *asked("ccc", "bb", "a"))
+    large, small = cell_rows(table, SMALL, 1, None), cell_rows(table.slice(2), SMALL, 1, None)
+    before = collected(tmp_path)
+    now = outcome_rows(POOL, SMALL, small, planned(small, results(large)), [0.5], "pool-2")
+    both = with_earlier(now, before, small, results(large))
+    assert both.schema.equals(OUTCOMES)
+    assert both.schema.metadata == {b"schema_version": b"1"}
+    assert ids(both) == ["q2", "q1", "q0"]
+    assert both["pool_fingerprint"].to_pylist() == ["pool-2", "pool-1", "pool-1"]
+    # what no result speaks of was recorded by a run that has been moved aside
+    assert with_earlier(now, before, small, results(small)) is now
+
+
 def test_outcomes_that_are_written_are_outcomes_that_are_read(tmp_path):
     store = open_store(str(tmp_path / "outcomes"))
     write_table(store, "part-a.parquet", collected(tmp_path, repeats=1))
@@ -213,4 +274,17 @@ def test_a_judge_is_put_prompts_as_queries_of_a_plan():
         ({"role": "user", "content": "Right?"},),
     ]
     assert {candidate for _, candidate in found} == {judge}
+    assert rows[SAMPLE].to_pylist() == [0, 0], "as a plan part of cells"
     assert len(judge_rows([], [], judge)) == 0
+
+
+def test_every_answer_of_a_collection_has_a_name_of_its_own_before_the_judge(tmp_path):
+    part = cell_rows(block(tmp_path, *asked("a", "bb")), SMALL, 2, None)
+    assert judge_ids(part) == ["q1|small:cot|0", "q0|small:cot|0", "q1|small:cot|1", "q0|small:cot|1"]
+
+
+def test_what_a_judge_is_asked_lies_under_the_name_of_the_part_that_it_judges():
+    judge = Candidate("large", "cot")
+    key = judge_key(POOL, judge, "0123456789abcdef")
+    assert key.startswith("plan/model=large/strategy=cot/part-1x-0123456789abcdef-")
+    assert key != judge_key(POOL, judge, "another")

@@ -518,6 +518,46 @@ def test_a_source_that_raises_ends_the_run_with_its_error():
     run_virtually(broken())
 
 
+def test_a_run_that_is_failed_from_outside_ends_at_once_though_it_waits_for_the_budget():
+    # who should settle the first two has failed: the budget is never freed
+    bench = Bench(budget_usd=WORST * 2, settings=Settings(chunk=2))
+
+    async def failed() -> float:
+        dispatcher = bench.dispatcher()
+        stream = dispatcher.run(requests_of(POOL, 8))
+        async with contextlib.aclosing(stream):
+            got = [await anext(stream), await anext(stream)]
+            asyncio.get_running_loop().call_later(5.0, dispatcher.fail, OSError("disk full"))
+            with pytest.raises(OSError, match="disk full"):
+                await anext(stream)
+        assert [o.status for o in got] == ["answered"] * 2
+        assert bench.books.ledger.in_flight == 2  # theirs who took them
+        assert (bench.gate.taken, bench.gate.listeners) == (0, [])
+        return asyncio.get_running_loop().time()
+
+    assert run_virtually(failed()) < 7
+
+
+def test_a_run_that_is_failed_from_outside_gives_out_what_has_been_answered_and_sends_no_more():
+    bench = Bench(gate=Gate(4), delay_s=0.0)
+
+    got: list[Outcome] = []
+
+    async def consume(dispatcher: Dispatcher) -> None:
+        async with contextlib.aclosing(dispatcher.run(requests_of(POOL, 100))) as outcomes:
+            async for outcome in outcomes:
+                if not got:
+                    await asyncio.sleep(0.1)  # the other three of its chunk have come
+                    dispatcher.fail(OSError("disk full"))
+                    dispatcher.fail(OSError("and another"))
+                got.append(outcome)
+
+    with pytest.raises(OSError, match="disk full"):
+        run_virtually(consume(bench.dispatcher()))
+    assert len(got) == 4
+    assert sum(map(len, bench.executor.chunks)) == 4
+
+
 # --- any interleaving -------------------------------------------------------------------------------------
 
 WORDS = (

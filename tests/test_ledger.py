@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
-from rtr_ray.errors import LedgerError
-from rtr_ray.ledger import Account, Grant, Ledger
+from rtr_ray.errors import LedgerError, StorageError
+from rtr_ray.ledger import Account, Grant, Ledger, Record
 from rtr_ray.pool import USD_QUANTUM, Price
 from rtr_ray.types import Candidate, Usage
 
@@ -204,3 +206,45 @@ class AnyInterleaving(RuleBasedStateMachine):
 
 AnyInterleaving.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 TestAnyInterleaving = AnyInterleaving.TestCase
+
+
+# --- what a later session must know -----------------------------------------------------------------------
+
+
+def test_what_was_lost_stays_lost_in_the_next_session():
+    first = ledger("1.00")
+    first.reserve("a", SMALL, Decimal("0.90"))
+    first.lose("a")
+    saved = Record(first.committed_usd, first.unknown_usd, first.unknown_calls).to_json()
+    second = ledger("1.00")
+    second.recall(Record.from_json(json.loads(json.dumps(saved))))
+    assert (second.unknown_usd, second.unknown_calls) == (Decimal("0.90"), 1)
+    assert second.reserve("a", SMALL, Decimal("0.90")) is Grant.NEVER
+    assert second.reserve("a", SMALL, Decimal("0.10")) is Grant.GRANTED
+
+
+def test_what_was_in_flight_at_a_kill_is_unknown_unless_the_results_show_it():
+    # spent 0.20, 0.50 set aside, of which 0.10 came to be a result before the kill
+    record = Record(committed_usd=Decimal("0.70"), in_flight=2)
+    books = ledger("1.00")
+    books.book(SMALL, Account(2, 1, 0, 1, Decimal("0.30")))
+    books.recall(record)
+    assert (books.unknown_usd, books.unknown_calls) == (Decimal("0.40"), 2)
+    assert books.reserve("a", SMALL, Decimal("0.31")) is Grant.NEVER
+
+
+def test_after_a_clean_end_nothing_is_locked_up():
+    books = ledger("1.00")
+    books.book(SMALL, Account(2, 1, 0, 1, Decimal("0.30")))
+    books.recall(Record(committed_usd=Decimal("0.30")))
+    assert books.unknown_usd == 0
+    assert books.reserve("a", SMALL, Decimal("0.70")) is Grant.GRANTED
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [{}, {"committed_usd": "much", "unknown_usd": "0", "lost": 0, "in_flight": 0, "sent_again": 0}],
+)
+def test_a_record_that_cannot_be_read_is_not_taken_for_nothing_lost(damaged: dict[str, Any]):
+    with pytest.raises(StorageError, match=r"ledger\.json is damaged \(.*\)\. Restore it, or begin anew"):
+        Record.from_json(damaged)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, ClassVar
 
@@ -114,6 +114,23 @@ def test_a_table_part_is_the_block_and_its_routing_table(tmp_path):
     assert "_embedding" not in part.column_names
 
 
+def test_an_image_goes_only_where_the_context_window_bounds_what_it_costs(tmp_path):
+    def conversation(*content: dict[str, Any]) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": [{"type": "text", "text": "easy"}, *content]}]}
+
+    image = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
+    rows = block(tmp_path, conversation(), conversation(image), messages="messages")
+    unknown = {"small": replace(POOL.deployments["small"], context_tokens=None)}
+    part, _ = table_part(rows, router(replace(POOL, deployments=POOL.deployments | unknown)))
+    assert part["_allowed"].to_pylist() == [[True, True], [False, True]]
+    nobody = {name: replace(it, context_tokens=None) for name, it in POOL.deployments.items()}
+    part, _ = table_part(rows, router(replace(POOL, deployments=nobody)))
+    assert part["_allowed"].to_pylist() == [[True, True], [False, False]]
+    _, nowhere = plan_parts(through_parquet(part), BY_ACCURACY)
+    (error,) = nowhere["error"].to_pylist()
+    assert "holds more than text" in error
+
+
 def test_unusable_rows_are_neither_encoded_nor_allowed(tmp_path):
     encoder = router().encoder
     part, table = table_part(block(tmp_path, *asked("easy", None, " ", "hard"), id="id"), router())
@@ -189,7 +206,8 @@ def test_rows_that_cannot_be_used_are_failed_results_with_the_reason(tmp_path):
         (
             "q3",
             "failed",
-            "the query is too long for the context window of every candidate, or none is allowed",
+            "the query is too long for the context window of every candidate, holds more than text (an "
+            "image, say) where no candidate's context_tokens are known, or none is allowed",
         ),
     ]
     assert [row["mine"] for row in rows] == [1, 2, 3]

@@ -10,8 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rtr_ray.errors import ConfigError
-from rtr_ray.pool import TEMPLATE_TOKENS, Deployment, Endpoint, ModelSpec, Pool, Price, fingerprint, size_of
+from rtr_ray.errors import ConfigError, DataError
+from rtr_ray.pool import (
+    TEMPLATE_TOKENS,
+    Deployment,
+    Endpoint,
+    ModelSpec,
+    Pool,
+    Price,
+    fingerprint,
+    only_text,
+    size_of,
+)
 from rtr_ray.strategies import Strategy
 from rtr_ray.types import Candidate, Query, Sampling, Usage
 
@@ -134,6 +144,49 @@ def test_no_prompt_is_longer_than_the_context_window():
 )
 def test_the_size_of_a_conversation_counts_bytes_and_a_frame_per_message(content, size):
     assert size_of([{"role": "user", "content": content}]) == size + 16
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "https://a/b.png"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "fine"),
+    [
+        ("abc", True),
+        (None, True),
+        ([], True),
+        ([{"type": "text", "text": "abc"}, {"type": "refusal", "refusal": "no"}], True),
+        ([{"type": "text", "text": "abc"}, IMAGE], False),
+        ([{"type": "text", "text": ["abc"]}], False),
+        ([{"type": "input_audio", "input_audio": {"data": "AAAA"}}], False),
+        ([{"type": ["text"], "text": "abc"}], False),
+        (["abc"], False),
+        ({"url": "https://a/b.png"}, False),
+    ],
+)
+def test_only_texts_are_bounded_by_their_length(content, fine):
+    assert only_text([{"role": "system", "content": "x"}, {"role": "user", "content": content}]) is fine
+
+
+def test_an_image_may_be_as_many_tokens_as_the_context_window_has():
+    known = pool(deployment=lambda it: replace(it, context_tokens=32_000))
+    query = Query("q", "look", ({"role": "user", "content": [{"type": "text", "text": "look"}, IMAGE]},))
+    request = known.request(query, SMALL_COT)
+    assert request.max_input_tokens == 32_000
+    assert known.worst_case_usd(request) == PRICE.worst_case_usd(32_000, 100)
+
+
+def test_an_image_is_not_sent_where_nobody_can_say_what_it_costs_at_most():
+    query = Query("q7", "look", ({"role": "user", "content": [IMAGE]},))
+    assert pool().input_bound(query.messages, SMALL_COT) is None
+    with pytest.raises(DataError, match=r"^The query 'q7' holds more than text .* small:cot, whose context"):
+        pool().request(query, SMALL_COT)
+
+
+def test_calls_of_tools_are_part_of_a_conversation_too():
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "x" * 1000}}
+    plain = size_of([{"role": "assistant", "content": None}])
+    assert size_of([{"role": "assistant", "content": None, "tool_calls": [call]}]) > plain + 1000
 
 
 def test_a_seed_on_the_cpu_is_refused_where_answers_are_drawn():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rtr_ray.errors import DataError, StorageError
-from rtr_ray.run_folder import CONFIG, RUN, RunFolder
+from rtr_ray.run_folder import CONFIG, LOCK, RUN, RunFolder, insist
 
 PRINTS = {"config": "c1", "corpus": "d1", "router": "r1", "pool": "p1"}
 
@@ -22,7 +26,10 @@ def uri(request, tmp_path):
 
 
 def opened(uri: str, fresh: bool = False, **changed: str) -> tuple[RunFolder, str | None]:
-    return RunFolder.open(uri, PRINTS | changed, "budget_usd: 1\n", fresh)
+    """As a run that ends at once: what it leaves is looked at afterwards."""
+    folder, aside = RunFolder.open(uri, PRINTS | changed, "budget_usd: 1\n", fresh)
+    folder.close()
+    return folder, aside
 
 
 def head(folder: RunFolder) -> dict[str, Any]:
@@ -158,3 +165,121 @@ def test_an_output_that_cannot_be_written_is_told(tmp_path):
     ):
         opened(str(tmp_path / "file"))
     assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- one run at a time ------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from rtr_ray.run_folder import RunFolder
+folder, _ = RunFolder.open(sys.argv[1], {"config": "c1", "corpus": "d1", "router": "r1", "pool": "p1"}, "")
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_while_a_run_works_on_a_folder_a_second_one_is_refused_and_changes_nothing(tmp_path, fresh):
+    uri = str(tmp_path / "run")
+    first, _ = RunFolder.open(uri, PRINTS, "")
+    first.update(stage="answer")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(DataError) as caught:
+        opened(uri, fresh)
+    assert str(caught.value) == (
+        f"Another run works on {uri} just now, and two would pay for everything twice. "
+        "Wait until it has ended, or take another output."
+    )
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    first.close()
+    first.close()  # twice is no matter
+    assert (opened(uri, fresh)[1] is not None) == fresh
+
+
+def test_a_run_in_another_process_holds_the_folder_until_it_is_killed(tmp_path):
+    uri = str(tmp_path / "run")
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, uri], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(DataError, match="Another run works on"):
+            opened(uri)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        holder.stdout.close()
+    assert head(opened(uri)[0])["status"] == "running"
+
+
+def test_the_lock_is_seen_by_nobody_and_gone_with_the_run(tmp_path):
+    uri = str(tmp_path / "run")
+    folder, _ = RunFolder.open(uri, PRINTS, "")
+    assert (tmp_path / "run" / LOCK).exists()
+    assert folder.store.keys() == [CONFIG, RUN]
+    folder.close()
+    assert not (tmp_path / "run" / LOCK).exists()
+
+
+def test_a_run_that_was_refused_for_another_reason_holds_nothing(tmp_path):
+    uri = str(tmp_path / "run")
+    opened(uri)
+    with pytest.raises(DataError, match="its pool differs") as kept:  # its traceback holds the frames
+        opened(uri, pool="other")
+    opened(uri)
+    assert kept
+
+
+def test_a_folder_moved_aside_takes_no_lock_along(tmp_path):
+    uri = str(tmp_path / "run")
+    opened(uri)
+    (tmp_path / "run" / LOCK).touch()  # of a run that was killed
+    _, aside = opened(uri, fresh=True)
+    assert aside is not None
+    assert not (Path(aside) / LOCK).exists()
+
+
+def test_of_many_that_come_at_the_same_time_one_at_a_time_has_the_folder(tmp_path):
+    # the lock file is removed at every ending: who has just opened it must not take it for the right one
+    uri, inside, most, refused = str(tmp_path / "run"), [], [], []
+    opened(uri)
+
+    def work() -> None:
+        for _ in range(60):
+            try:
+                folder, _ = RunFolder.open(uri, PRINTS, "")
+            except DataError:
+                refused.append(1)
+                continue
+            inside.append(1)
+            most.append(len(inside))
+            inside.pop()
+            folder.close()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1
+    assert len(most) + len(refused) == 240
+    assert len(most) > 4
+
+
+# --- insisting --------------------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_is_made_again_and_the_last_error_is_told():
+    calls: list[int] = []
+
+    def failing(times: int) -> None:
+        calls.append(1)
+        if len(calls) <= times:
+            raise StorageError(f"full {len(calls)}")
+
+    insist(lambda: failing(2), (0, 0))
+    assert len(calls) == 3
+    calls.clear()
+    with pytest.raises(StorageError, match="full 3"):
+        insist(lambda: failing(9), (0, 0))
+    with pytest.raises(ZeroDivisionError):  # a bug is not mended by trying again
+        insist(lambda: print(1 // 0), (60,))

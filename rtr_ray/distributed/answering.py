@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -14,10 +15,10 @@ import ray
 
 from rtr_ray.config import JobKeys
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, residencies, root
-from rtr_ray.distributed.deployments import Deployments
+from rtr_ray.distributed.deployments import Deployments, Watch
 from rtr_ray.distributed.dispatching import DispatchWork, answer_parts, part_name
 from rtr_ray.distributed.guard import Guard
-from rtr_ray.distributed.ledger_actor import LedgerActor, Snapshot
+from rtr_ray.distributed.ledger_actor import Snapshot, claim, release
 from rtr_ray.grading import Grader
 from rtr_ray.pool import Deployment, Endpoint, Pool, fingerprint
 from rtr_ray.run_folder import RESULTS, RunFolder
@@ -67,7 +68,7 @@ class Answering:
     screen: Screen
     budget_usd: Decimal | None = None
     grader: Grader | None = None
-    ledger: Any = None
+    ledger: Any = field(default=None, init=False)  # actor handle; each folder has one of its own
     guard: Guard | None = None
     groups: list[list[Deployment]] = field(default_factory=list)
     rows: Mapping[Candidate, int] = field(default_factory=dict)  # to be answered, by candidate
@@ -89,6 +90,7 @@ class Answering:
         Raises:
             PlacementError: If one does not fit on the cluster even alone.
             ConfigError: If the key of an endpoint is not set.
+            DataError: If another run on the cluster works on the folder.
         """
         cluster = keys.cluster
         prefix = cluster.serve_app or f"rtr-{fingerprint(folder.store.uri)[:8]}"
@@ -102,7 +104,10 @@ class Answering:
         endpoints = [d.endpoint for d in everything if d.endpoint is not None]
         if endpoints:  # now: others may have answered for much money before their turn comes
             ray.get(check_endpoints.remote(endpoints))
-        return cls(folder, pool, keys, deployments, screen, budget_usd, grader, groups=groups)
+        prepared = cls(folder, pool, keys, deployments, screen, budget_usd, grader, groups=groups)
+        # last of all: who is refused here must not take down the engines of the run that is there
+        prepared.ledger = claim(folder.store.uri, budget_usd)
+        return prepared
 
     def start(self, group: Sequence[Deployment]) -> None:
         """Begin to start deployments; does not wait."""
@@ -115,11 +120,24 @@ class Answering:
         self.deployments.start(group)
 
     def stop(self) -> None:
-        """Take down whatever runs, at every ending."""
-        self.deployments.stop(list(self.pool.deployments.values()))
-        if self.guard is not None:
-            self.guard.stop()
-            self.guard = None
+        """Take down whatever runs, at every ending; what cannot be is left to the guard."""
+        gone = False
+        try:
+            with self._told_while_stopping():
+                gone = self.deployments.stop(list(self.pool.deployments.values()))
+        finally:
+            if self.guard is not None:
+                self.guard.stop(gone)
+                self.guard = None
+            self._release()
+
+    def _told_while_stopping(self) -> contextlib.AbstractContextManager[Any]:
+        return self.screen.stage("stop") if self.guard is not None else contextlib.nullcontext()
+
+    def _release(self) -> None:
+        if self.ledger is not None:
+            release(self.ledger)
+            self.ledger = None
 
     def answer(self, expected_tokens: float | None = None) -> Snapshot:
         """Answer every plan part of the folder that has rows left.
@@ -127,21 +145,33 @@ class Answering:
         Args:
             expected_tokens: Output tokens of all rows, for the time that is left.
         """
+        if self.ledger is not None:
+            return self._answer(expected_tokens)
+        self.ledger = claim(self.folder.store.uri, self.budget_usd)
+        try:
+            return self._answer(expected_tokens)
+        finally:
+            self._release()
+
+    def _answer(self, expected_tokens: float | None) -> Snapshot:
         tally = tally_results(self.folder)
-        self.ledger = LedgerActor.remote(  # type: ignore[attr-defined]
-            self.budget_usd, tally.accounts, dict(tally.rows)
-        )
+        # rows that a smaller budget skipped are tried again
+        rows = {status: count for status, count in tally.rows.items() if status != "skipped_budget"}
+        ray.get(self.ledger.resume.remote(tally.accounts, rows))
         parts = self._parts(self.folder.plans() if self.parts is None else self.parts)
         done = tally if self.parts is None else tally_results(self.folder, self.parts)
         for group in self.groups:
             wanted = [d for d in group if parts.get(d.id) and not self._is_done(d, done)]
             if not wanted:
+                if len(self.groups) > 1:  # started early, it would hold the room of the next ones
+                    self.deployments.stop(group)
                 continue
-            self._wait(wanted)
+            self.start(wanted)
+            self.deployments.wait(wanted, self.screen)
             self._answer_group(wanted, parts, expected_tokens)
             if len(self.groups) > 1:
                 self.deployments.stop(group)
-        snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+        snapshot: Snapshot = ray.get(self.ledger.close.remote())
         return snapshot
 
     def _is_done(self, deployment: Deployment, tally: Tally) -> bool:
@@ -157,19 +187,6 @@ class Answering:
             parts.setdefault(self.pool.models[model].deployment, []).append(key)
         return parts
 
-    def _wait(self, group: Sequence[Deployment]) -> None:
-        self.start(group)
-        with self.screen.stage("engines", len(group), "up") as stage:
-            while True:
-                ready = self.deployments.ready(group)
-                stage.done = sum(ready.values())
-                waiting = [name for name, up in ready.items() if not up]
-                stage.note = f"starting {', '.join(waiting)}" if waiting else ""
-                self.screen.tick(stage)
-                if not waiting:
-                    return
-                time.sleep(_POLL_S)
-
     def _answer_group(
         self, group: Sequence[Deployment], parts: Mapping[str, Sequence[str]], expected: float | None
     ) -> None:
@@ -182,9 +199,11 @@ class Answering:
             stage.resumed = stage.done
             for thread in threads:
                 thread.start()
+            watch = Watch(self.deployments, group)
             while any(thread.is_alive() for thread in threads) and not failed:
                 time.sleep(_POLL_S)
                 self._show(stage, expected)
+                watch.look()
             if failed:
                 raise root(failed[0])
             self._show(stage, expected)

@@ -90,7 +90,10 @@ def side_by_side(pool: Pool, others: Needs) -> Needs:
 
 @contextmanager
 def recorded_ending(folder: RunFolder) -> Iterator[None]:
-    """Write into `run.json` how the run ended, if it ends early; errors of ours come out unwrapped."""
+    """Write into `run.json` how the run ended, if it ends early; errors of ours come out unwrapped.
+
+    At every ending the folder is left to others.
+    """
     try:
         yield
     except BaseException as raised:
@@ -100,6 +103,8 @@ def recorded_ending(folder: RunFolder) -> Iterator[None]:
         if error is raised:
             raise
         raise error from None
+    finally:
+        folder.close()
 
 
 @contextmanager

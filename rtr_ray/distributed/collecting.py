@@ -1,44 +1,52 @@
 """Collecting outcomes: candidates are run on queries through the deployments, graded, and recorded.
 
 The work lies in `<output>/_run/`, a run folder like any other; what is there is not run again.
+Plan parts there are those of the last collection, results those of all: what one collection asks
+for is counted by the cells (query and sample) of its plan parts, money by all results.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-import pyarrow as pa
 import ray
 import yaml
 
 from rtr_ray import grading
-from rtr_ray.cells import SAMPLE, cell_key, cell_rows, items, judge_rows, outcome_rows, sampled
+from rtr_ray.cells import cell_key
 from rtr_ray.collection import Collection
-from rtr_ray.corpus import QUERY_ID, Corpus, Split
 from rtr_ray.distributed.answering import Answering, tally_results
 from rtr_ray.distributed.batch import recorded_ending, side_by_side, terminable
+from rtr_ray.distributed.cell_tasks import (
+    Grading,
+    grade_cells,
+    hash_ids,
+    ids_hashed_to,
+    judge_folder,
+    look,
+    outcome_name,
+    repeated,
+    sample_split,
+    write_cells,
+    write_judged,
+)
 from rtr_ray.distributed.cluster import TASK_CPUS, Needs, connected
 from rtr_ray.distributed.dispatching import part_name
-from rtr_ray.errors import DataError
-from rtr_ray.parts import plan_key
+from rtr_ray.distributed.ledger_actor import Snapshot
+from rtr_ray.errors import DataError, LedgerError
+from rtr_ray.ledger import ZERO, Record
 from rtr_ray.pool import Pool, fingerprint
-from rtr_ray.reading import read_split
-from rtr_ray.run_folder import RESULTS, SUMMARY, RunFolder
-from rtr_ray.sandbox import Sandbox
-from rtr_ray.schemas import RESULTS as RESULTS_SCHEMA
+from rtr_ray.run_folder import LEDGER, RESULTS, SUMMARY, RunFolder
 from rtr_ray.screen import Screen
-from rtr_ray.storage import Store, open_store, read_table, write_table
-from rtr_ray.summary import Grades, Tally, summary
+from rtr_ray.storage import open_store
+from rtr_ray.summary import Grades, Tally, plain, summary, summed
 from rtr_ray.types import Candidate
-
-_BLOCK_ROWS = 4096
-_COMPARING = (grading.Exact, grading.Numeric, grading.MultipleChoice, grading.Code)
 
 
 def collect(work: Collection, screen: Screen, fresh: bool = False) -> dict[str, Any]:
@@ -74,66 +82,61 @@ def collect(work: Collection, screen: Screen, fresh: bool = False) -> dict[str, 
     )
     cluster = connected(file.cluster.address, side_by_side(pool, Needs(TASK_CPUS)))
     with recorded_ending(folder), cluster, terminable():
-        return _Collecting(replace(work, pool=pool), folder, screen).run()
+        return _Collecting(replace(work, pool=pool), work.pool, folder, screen).run()
 
 
-@ray.remote(num_cpus=1, max_retries=5)
-def sample_split(corpus: Corpus, split: Split, count: int) -> list[int]:
-    """The hashes of a random sample of the ids of a split."""
-    ids = [name for block in read_split(corpus, split, _BLOCK_ROWS) for name in block[QUERY_ID].to_pylist()]
-    return sampled(ids, count)
+@dataclass(frozen=True, slots=True)
+class _Answered:
+    """What came of the plan parts of one folder."""
 
-
-@ray.remote(num_cpus=1, max_retries=5)
-def write_cells(
-    output: str,
-    corpus: Corpus,
-    split: Split,
-    number: int,
-    pool: Pool,
-    candidates: Sequence[Candidate],
-    repeats: int,
-    below: int | None,
-) -> dict[Candidate, int]:
-    """Write the plan rows of all candidates for the queries of a split; gives their numbers."""
-    store = open_store(output)
-    blocks = list(read_split(corpus, split, _BLOCK_ROWS))
-    counts = {}
-    for candidate in candidates:
-        tables = [cell_rows(block, candidate, repeats, below) for block in blocks]
-        rows = pa.concat_tables(tables) if tables else None
-        if rows is not None and len(rows):
-            write_table(store, cell_key(pool, candidate, number), rows.replace_schema_metadata(None))
-            counts[candidate] = len(rows)
-    return counts
+    rows: int  # that the plan has
+    tally: Tally  # of their results
+    elsewhere_usd: Decimal  # of results that are not in the plan
+    snapshot: Snapshot
 
 
 @dataclass(slots=True)
 class _Collecting:
     """One collection on a connected cluster."""
 
-    work: Collection
+    work: Collection  # with the part of the pool that it runs
+    whole: Pool
     folder: RunFolder
     screen: Screen
 
     def run(self) -> dict[str, Any]:
         """All stages."""
-        file = self.work.file
-        answering = Answering.prepare(self.folder, self.work.pool, file, self.screen, file.budget_usd)
+        judging = self._judge_folder()
+        with contextlib.closing(judging):
+            return self._run(judging)
+
+    def _run(self, judging: RunFolder) -> dict[str, Any]:
+        work, file = self.work, self.work.file
+        budget = file.budget_usd
+        if budget is not None:  # one budget for both: what the judge took before is gone
+            budget = max(budget - _gone_usd(judging), ZERO)
+        asking = Grading(
+            self.folder.store.uri,
+            file.output,
+            work.pool,
+            work.grader,
+            file.sandbox_keys,
+            work.pool_fingerprint,
+        )
+        answering = Answering.prepare(self.folder, work.pool, file, self.screen, budget)
         try:
-            answering.rows = self._plan()
-            answering.rows_total = sum(answering.rows.values())
-            answering.parts = self._keys()
-            snapshot = answering.answer()
-            judged = self._judge(answering, snapshot.balance.spent_usd + snapshot.balance.unknown_usd)
+            self._plan()
+            cells = self._cells()
+            answered = self._answer(answering, list(cells))
+            judged = self._judge(answering, asking, judging, list(cells), answered.snapshot)
         finally:
             answering.stop()
-        graded = self._grade(judged)
-        return self._finish(answering.rows_total, graded, judged)
+        return self._finish(answered, judged, self._grade(asking, cells), judging)
 
-    def _plan(self) -> Counter[Candidate]:
+    def _plan(self) -> None:
         work, uri = self.work, self.folder.store.uri
         with self.screen.stage("plan") as stage:
+            self._check_ids()
             below = None
             if work.file.sample is not None:
                 parts = ray.get([sample_split.remote(work.corpus, s, work.file.sample) for s in work.splits])
@@ -145,156 +148,178 @@ class _Collecting:
                 )
                 for n, split in enumerate(work.splits)
             ]
-            total: Counter[Candidate] = Counter()
-            for counts in map(ray.get, tasks):
-                total.update(counts)
-                stage.done = total.total()
+            left_out: Counter[Candidate] = Counter()
+            for found in map(ray.get, tasks):
+                stage.done += sum(found.rows.values())
+                left_out.update(found.left_out)
                 self.screen.tick(stage)
-        if not total:
-            raise DataError(f"The queries {work.corpus.uri} have no usable row.")
-        return total
+        unbounded = {c: count for c, count in left_out.items() if count}
+        if not stage.done:
+            raise DataError(
+                _unbounded(work.pool, unbounded)
+                if unbounded
+                else f"The queries {work.corpus.uri} have no usable row."
+            )
+        if unbounded:
+            self.screen.say(_unbounded(work.pool, unbounded), "yellow")
 
-    def _keys(self) -> list[str]:
-        """The plan parts of this pool and these candidates; older ones stay where they are."""
+    def _check_ids(self) -> None:
+        """Refuse queries whose own ids are not unique, before any is asked; derived ids are."""
+        corpus, splits = self.work.corpus, self.work.splits
+        if corpus.columns.id is None:
+            return
+        hashes = ray.get(repeated.remote(*(hash_ids.remote(corpus, split) for split in splits)))
+        if not hashes:
+            return
+        found = ray.get([ids_hashed_to.remote(corpus, split, hashes) for split in splits])
+        twice = sorted(name for name, count in sum(found, Counter()).items() if count > 1)
+        if twice:
+            raise DataError(
+                f"The id '{twice[0]}' (column '{corpus.columns.id}') occurs more than once in {corpus.uri}. "
+                "Make the ids unique, or name no id column: then rows get ids by position."
+            )
+
+    def _cells(self) -> dict[str, tuple[Candidate, int]]:
+        """The plan parts of this collection, each with its candidate and split; older ones stay there."""
         there = set(self.folder.plans())
-        wanted = [
-            cell_key(self.work.pool, candidate, n)
+        wanted = {
+            cell_key(self.work.pool, candidate, n): (candidate, n)
             for n in range(len(self.work.splits))
             for candidate in self.work.candidates
+        }
+        return {key: cell for key, cell in wanted.items() if key in there}
+
+    def _answer(self, answering: Answering, keys: Sequence[str]) -> _Answered:
+        """Answer what some plan parts have left, and compare the books."""
+        folder = answering.folder
+        before, looks = tally_results(folder), _looked_at(folder, keys)
+        planned, settled = sum(rows for rows, _ in looks), [_settled(tally) for _, tally in looks]
+        # counted by cells, not by candidates: a smaller sample or fewer repeats were other cells
+        answering.parts = [
+            key for key, (rows, _), done in zip(keys, looks, settled, strict=True) if rows > done
         ]
-        return [key for key in wanted if key in there]
+        # what is shown counts all rows of the folder as done, and some are of older plans
+        answering.rows_total = planned + _settled(before) - sum(settled)
+        snapshot = answering.answer()
+        whole, mine = tally_results(folder), summed(tally for _, tally in _looked_at(folder, keys))
+        _check_books(folder, whole, snapshot, planned, mine)
+        return _Answered(planned, mine, whole.cost_usd - mine.cost_usd, snapshot)
 
-    def _results(self, store: Store, key: str) -> pa.Table:
-        """What was answered of a plan part."""
-        keys = [k for k in store.keys(f"{RESULTS}{part_name(key)}-") if not k.endswith("-skipped.parquet")]
-        wanted = [*RESULTS_SCHEMA.names, SAMPLE]
-        tables = [read_table(store, k, wanted).replace_schema_metadata(None) for k in keys]
-        if tables:
-            return pa.concat_tables(tables)
-        return RESULTS_SCHEMA.append(pa.field(SAMPLE, pa.int32())).empty_table()
-
-    def _judge(self, answering: Answering, gone_usd: Decimal) -> dict[str, str | None]:
-        """What a judge says of every answer, by its key; its calls are a run folder of their own."""
-        grader = self.work.grader
-        if not isinstance(grader, grading.Judge):
-            return {}
-        candidate = Candidate.parse(grader.candidate)
-        budget = self.work.file.budget_usd
-        folder, _ = RunFolder.open(
-            f"{self.folder.store.uri}/judge", {"judge": fingerprint(grader.prompt)}, ""
-        )
-        for number_, key in enumerate(self._keys()):
-            part, results = read_table(self.folder.store, key), self._results(self.folder.store, key)
-            asked = [
-                (item, name)
-                for item, name in zip(items(part, results), _keys_of(results), strict=True)
-                if item.answer is not None
-            ]
-            rows = judge_rows(
-                [grader.filled(item) for item, _ in asked], [name for _, name in asked], candidate
-            )
-            if len(rows):
-                write_table(folder.store, plan_key(candidate, number_), rows)
-        judging = replace(
-            answering,
-            folder=folder,
-            budget_usd=None if budget is None else max(budget - gone_usd, Decimal("1e-12")),
-            rows_total=None,
-            parts=None,
-        )
-        judging.answer()
-        said: dict[str, str | None] = {}
-        for key in folder.results():
-            table = read_table(folder.store, key, ["query_id", "response"])
-            said |= dict(zip(table["query_id"].to_pylist(), table["response"].to_pylist(), strict=True))
-        return said
-
-    def _grade(self, judged: Mapping[str, str | None]) -> dict[Candidate, list[float | None]]:
-        """Grade every answer and write the outcomes, one part per split and candidate."""
-        store, output = self.folder.store, open_store(self.work.file.output)
-        scores: dict[Candidate, list[float | None]] = {c: [] for c in self.work.candidates}
-        keys = self._keys()
-        kept = set()
-        with self.screen.stage("grade", len(keys), "parts") as stage:
-            for key in keys:
-                part, results = read_table(store, key), self._results(store, key)
-                if len(results):
-                    candidate = Candidate(*(results[c][0].as_py() for c in ("model", "strategy", "samples")))
-                    correct = self._scores(part, results, key, judged)
-                    scores[candidate] += correct
-                    name = f"part-{part_name(key)}.parquet"
-                    rows = outcome_rows(
-                        self.work.pool, candidate, part, results, correct, self.work.pool_fingerprint
-                    )
-                    write_table(output, name, rows)
-                    kept.add(name)
-                stage.done += 1
-                self.screen.tick(stage)
-        for old in set(output.keys("part-")) - kept:
-            output.delete(old)  # of a candidate that behaves differently now; its answers are still in _run
-        return scores
-
-    def _scores(
-        self, part: pa.Table, results: pa.Table, key: str, judged: Mapping[str, str | None]
-    ) -> list[float | None]:
-        grader = self.work.grader
-        if grader is None or not len(results):
-            return [None] * len(results)
-        found = items(part, results)
-        if isinstance(grader, grading.Reference):
-            gold = self._reference_answers(key, Candidate.parse(grader.candidate))
-            names = results["query_id"].to_pylist()
-            found = [replace(item, gold=gold.get(name)) for item, name in zip(found, names, strict=True)]
+    def _judge_folder(self) -> RunFolder:
+        """The folder of a judge's calls; opened only where there is a judge."""
+        grader, uri = self.work.grader, judge_folder(self.folder.store.uri)
         if isinstance(grader, grading.Judge):
-            grades = [
-                0.0 if item.answer is None else grading.score(judged.get(name))
-                for item, name in zip(found, _keys_of(results), strict=True)
-            ]
-        else:
-            grades = asyncio.run(self._graded(grader, found))
-        failed = [status != "answered" for status in results["status"].to_pylist()]
-        return [None if bad else grade for grade, bad in zip(grades, failed, strict=True)]
+            return RunFolder.open(uri, {"judge": fingerprint(grader.prompt)}, "")[0]
+        return RunFolder(open_store(uri))
 
-    async def _graded(self, grader: grading.Grader, found: Sequence[grading.Item]) -> list[float | None]:
-        if not isinstance(grader, grading.Code):
-            return await grader.grade(found)
-        async with Sandbox(self.work.file.sandbox_keys.mode) as sandbox:
+    def _judge(
+        self, answering: Answering, asking: Grading, folder: RunFolder, keys: Sequence[str], gone: Snapshot
+    ) -> _Answered | None:
+        """Have a judge look at every answer."""
+        if not isinstance(self.work.grader, grading.Judge):
+            return None
+        asked = ray.get([write_judged.remote(asking, key) for key in keys])
+        budget = self.work.file.budget_usd
+        if budget is not None:
+            budget = max(budget - gone.balance.spent_usd - gone.balance.unknown_usd, ZERO)
+        # `rows` says how much is to be answered of the candidates' own plan, not of the judge's
+        judging = replace(answering, folder=folder, budget_usd=budget, rows={})
+        try:
+            return self._answer(judging, [key for key in asked if key is not None])
+        finally:
+            answering.guard = judging.guard  # of what the judge may have started: ended with the rest
 
-            async def check_program(code: str, tests: str) -> bool:
-                return (await sandbox.run(code, check=tests)).status == "ok"
+    def _grade(self, work: Grading, cells: Mapping[str, tuple[Candidate, int]]) -> dict[Candidate, Grades]:
+        """Grade every answer and write the outcomes, one part per split and candidate."""
+        grades = {candidate: Grades() for candidate in self.work.candidates}
+        with self.screen.stage("grade", len(cells), "parts") as stage:
+            tasks = {grade_cells.remote(work, *cell): cell[0] for cell in cells.values()}
+            while tasks:
+                for done in ray.wait(list(tasks))[0]:
+                    grades[tasks.pop(done)].add(ray.get(done))
+                    stage.done += 1
+                    self.screen.tick(stage)
+        output = open_store(work.output)
+        # of a candidate that behaves differently now, or of a run that was moved aside
+        for old in set(output.keys("part-")) - self._recorded():
+            output.delete(old)
+        return grades
 
-            return await replace(grader, check_program=check_program).grade(found)
-
-    def _reference_answers(self, key: str, candidate: Candidate) -> dict[str, str | None]:
-        """The reference candidate's first answers to the queries of the same split."""
-        split = int(key.rsplit("/", 1)[1].split("-")[2])
-        results = self._results(self.folder.store, cell_key(self.work.pool, candidate, split))
-        names, answers, samples = (results[c].to_pylist() for c in ("query_id", "answer", SAMPLE))
-        return {name: a for name, a, sample in zip(names, answers, samples, strict=True) if sample == 0}
+    def _recorded(self) -> set[str]:
+        """The outcome parts of the pool's candidates, whether this collection runs them or not."""
+        answered = {key.removeprefix(RESULTS).split("-")[0] for key in self.folder.results()}
+        keys = (
+            cell_key(self.whole, candidate, n)
+            for candidate in self.whole.candidates
+            for n in range(len(self.work.splits))
+        )
+        return {outcome_name(key) for key in keys if part_name(key) in answered}
 
     def _finish(
-        self, total: int, scores: Mapping[Candidate, Sequence[float | None]], judged: Mapping[str, str | None]
+        self,
+        answered: _Answered,
+        judged: _Answered | None,
+        grades: Mapping[Candidate, Grades],
+        judging: RunFolder,
     ) -> dict[str, Any]:
-        tally = tally_results(self.folder)
-        judge = self._judge_tally() if judged else Tally()
-        status = "budget_exhausted" if tally.rows["skipped_budget"] else "completed"
-        for candidate, values in scores.items():
-            graded = [value for value in values if value is not None]
-            tally.grades[candidate] = Grades(len(graded), sum(graded))
-        found = summary(tally, status, total, self.work.file.budget_usd, None, self.screen.seconds)
-        found["judge"] = {"calls": judge.rows["answered"], "cost_usd": str(judge.cost_usd)}
+        tally, judge = answered.tally, tally_results(judging)
+        skipped = judged.tally.rows["skipped_budget"] if judged else 0
+        status = "budget_exhausted" if tally.rows["skipped_budget"] or skipped else "completed"
+        tally.grades = dict(grades)
+        found = summary(tally, status, answered.rows, self.work.file.budget_usd, None, self.screen.seconds)
+        # of other samples and candidates, or of a pool that was another one: it counts in the budget too
+        found["cost_usd"]["earlier"] = plain(answered.elsewhere_usd)
+        found["judge"] = {
+            "calls": judge.rows["answered"],
+            "skipped_budget": skipped,
+            "cost_usd": str(judge.cost_usd),
+        }
         self.folder.write_json(SUMMARY, found)
         self.folder.update(status=status, stage="done")
         return found
 
-    def _judge_tally(self) -> Tally:
-        return tally_results(RunFolder(open_store(f"{self.folder.store.uri}/judge")))
+
+def _looked_at(folder: RunFolder, keys: Sequence[str]) -> list[tuple[int, Tally]]:
+    found: list[tuple[int, Tally]] = ray.get([look.remote(folder.store.uri, key) for key in keys])
+    return found
 
 
-def _keys_of(results: pa.Table) -> list[str]:
-    """The keys of the requests that results answer."""
-    columns = [results[c].to_pylist() for c in ("query_id", "model", "strategy", "samples", SAMPLE)]
-    return [
-        f"{name}|{Candidate(model, strategy, samples)}|{sample}"
-        for name, model, strategy, samples, sample in zip(*columns, strict=True)
-    ]
+def _settled(tally: Tally) -> int:
+    return sum(tally.settled.values())
+
+
+def _gone_usd(folder: RunFolder) -> Decimal:
+    """What the calls of a folder have cost, and may have cost beside what their results show."""
+    spent, saved = tally_results(folder).cost_usd, folder.read_json(LEDGER)
+    return spent + (ZERO if saved is None else Record.from_json(saved).unknown_beside(spent))
+
+
+def _check_books(folder: RunFolder, whole: Tally, snapshot: Snapshot, planned: int, mine: Tally) -> None:
+    """Refuse a collection whose money or rows do not add up.
+
+    Raises:
+        LedgerError: With both sides of the sum.
+    """
+    kept = f"The run folder {folder.store.uri} is kept as it is; please report this."
+    booked = {c: account for c, account in snapshot.balance.accounts.items() if account.rows}
+    if whole.accounts != booked:
+        raise LedgerError(
+            f"The results add up to {whole.cost_usd} dollars and the ledger to "
+            f"{snapshot.balance.spent_usd}. {kept}"
+        )
+    counted = sum(mine.rows.values())
+    if counted != planned:
+        raise LedgerError(f"The plan has {planned} rows and the results {counted}. {kept}")
+
+
+def _unbounded(pool: Pool, left_out: Mapping[Candidate, int]) -> str:
+    lacking = ", ".join(_unique(f"'{pool.deployment(candidate).id}'" for candidate in left_out))
+    return (
+        f"{sum(left_out.values()):,} calls are left out: their queries hold more than text (an image, say), "
+        f"which may be any number of tokens, and the context window of {lacking} is not known. "
+        "Give it its context_tokens in the pool."
+    )
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))

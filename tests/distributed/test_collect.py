@@ -14,7 +14,7 @@ import pytest
 from rtr_ray.collection import Collection
 from rtr_ray.config import CollectFile
 from rtr_ray.distributed.collecting import collect
-from rtr_ray.errors import ConfigError
+from rtr_ray.errors import ConfigError, DataError
 from rtr_ray.outcomes import pivot, read_long
 from rtr_ray.schemas import OUTCOMES
 from rtr_ray.types import Candidate
@@ -93,6 +93,56 @@ def test_a_grown_pool_and_a_larger_sample_run_only_what_is_missing(bench: Workbe
     assert metered(bench.meter)[-1]["max_tokens"] == 50
 
 
+def recorded(bench: Workbench) -> list[tuple[str, str, int]]:
+    table = pq.read_table(bench.folder / "outcomes", columns=["query_id", "model", "sample"])
+    return list(zip(*(table[name].to_pylist() for name in table.column_names), strict=True))
+
+
+def test_fewer_queries_or_repeats_lose_nothing_and_do_not_pass_for_others(bench: Workbench) -> None:
+    bench.corpus(60)
+    with bench.serving():
+        run(bench, candidates=["weak:vanilla"], sample=40)
+        fewer = run(bench, candidates=["weak:vanilla"], sample=10)
+        assert len(metered(bench.meter)) == 40
+        assert (fewer["rows"]["total"], fewer["rows"]["answered"]) == (10, 10)
+        assert len(recorded(bench)) == 40, "what was recorded before stays"
+        everything = Decimal(fewer["cost_usd"]["spent"]) + Decimal(fewer["cost_usd"]["earlier"])
+        twice = run(bench, candidates=["weak:vanilla"], sample=10, repeats=2)
+        assert len(metered(bench.meter)) == 50
+        assert (twice["rows"]["total"], twice["rows"]["answered"]) == (20, 20)
+        # 50 cells are answered and 50 planned, and 10 of these are others
+        more = run(bench, candidates=["weak:vanilla"], sample=50)
+        assert len(metered(bench.meter)) == 60
+        assert (more["rows"]["total"], more["rows"]["answered"]) == (50, 50)
+        assert Decimal(more["cost_usd"]["earlier"]) > 0
+        # the outcomes of a candidate that is not asked for now stay too
+        other = run(bench, candidates=["strong:vanilla"], sample=10, grader="builtins:bool")
+        assert len(metered(bench.meter)) == 70
+    assert other["accuracy"] == 1.0, "an own function grades where the answers are"
+    assert Decimal(other["cost_usd"]["earlier"]) > everything
+    rows = recorded(bench)
+    assert len(rows) == len(set(rows)) == 70
+    assert sum(sample for _, _, sample in rows) == 10
+    spent = Decimal(other["cost_usd"]["spent"]) + Decimal(other["cost_usd"]["earlier"])
+    table = pq.read_table(bench.folder / "outcomes", columns=["cost_usd"])
+    assert sum(table["cost_usd"].to_pylist()) == spent
+
+
+def test_an_id_that_occurs_twice_is_refused_before_anything_is_asked(bench: Workbench) -> None:
+    table = pq.read_table(bench.corpus(30, row_group_size=10))
+    notes = [*table["note"].to_pylist()[:-1], "note 3"]
+    table = table.set_column(table.column_names.index("note"), "note", [notes])
+    pq.write_table(table, bench.folder / "corpus.parquet", row_group_size=10)
+    queries = {
+        "path": str(bench.folder / "corpus.parquet"),
+        "columns": {"query": "question", "reference": "sum", "id": "note"},
+    }
+    with pytest.raises(DataError, match=r"^The id 'note 3' \(column 'note'\) occurs more than once in "):
+        run(bench, queries=queries, sample=5)
+    assert not list((bench.folder / "outcomes").glob("_run/plan/*"))
+    assert metered(bench.meter) == []
+
+
 def test_a_budget_bounds_what_is_collected(bench: Workbench) -> None:
     bench.corpus(200)
     with bench.serving():
@@ -131,6 +181,42 @@ def test_without_reference_answers_a_candidate_or_a_judge_decides(bench: Workben
     assert len(scores) == 60
 
 
+def test_a_judge_is_asked_of_each_answer_once_whatever_candidates_come_to_it(bench: Workbench) -> None:
+    bench.corpus(20)
+    judge = {"kind": "judge", "candidate": "strong:vanilla"}
+    with bench.serving():
+        run(bench, grader=judge, candidates=["strong:vanilla"])
+        assert len(metered(bench.meter)) == 40
+        found = run(bench, grader=judge, candidates=["weak:vanilla", "strong:vanilla"])
+        assert len(metered(bench.meter)) == 80
+        assert found["judge"]["calls"] == 40
+        # as if killed when half was judged: as many as the judge has queries of its own
+        results = sorted((bench.folder / "outcomes" / "_run" / "judge" / "results").iterdir())
+        lost = {path.name.split("-")[1] for path in results}.pop()
+        for path in results:
+            if path.name.split("-")[1] == lost:
+                path.unlink()
+        found = run(bench, grader=judge, candidates=["weak:vanilla", "strong:vanilla"])
+        assert len(metered(bench.meter)) == 100
+    assert found["judge"]["calls"] == 40
+    scores = pq.read_table(bench.folder / "outcomes", columns=["correct"])["correct"]
+    assert (len(scores), scores.null_count) == (40, 0)
+
+
+def test_what_the_judge_has_spent_is_gone_when_the_sample_grows(bench: Workbench) -> None:
+    bench.corpus(60)
+    judge = {"kind": "judge", "candidate": "strong:vanilla"}
+    with bench.serving():
+        found = run(bench, grader=judge, candidates=["weak:vanilla"], sample=20)
+        gone = Decimal(found["cost_usd"]["spent"]) + Decimal(found["judge"]["cost_usd"])
+        budget = gone + Decimal("0.000001")  # less than one more call
+        found = run(bench, grader=judge, candidates=["weak:vanilla"], sample=60, budget_usd=str(budget))
+        assert len(metered(bench.meter)) == 40
+    assert found["status"] == "budget_exhausted"
+    assert found["rows"] == {"total": 60, "answered": 20, "failed": 0, "skipped_budget": 40}
+    assert Decimal(found["cost_usd"]["spent"]) + Decimal(found["judge"]["cost_usd"]) == gone
+
+
 def test_repeats_ask_the_same_cell_several_times(bench: Workbench) -> None:
     bench.corpus(15)
     with bench.serving():
@@ -160,8 +246,6 @@ def test_what_cannot_be_collected_is_said_at_once(
 
 
 def test_the_folder_of_other_queries_is_refused(bench: Workbench) -> None:
-    from rtr_ray.errors import DataError
-
     bench.corpus(5)
     with bench.serving():
         run(bench, candidates=["weak:vanilla"])

@@ -20,7 +20,9 @@ import pytest
 import yaml
 
 from rtr_ray import registry
+from rtr_ray.distributed.ledger_actor import claim, release
 from rtr_ray.encoders.hashing import HashEncoder
+from rtr_ray.errors import DataError
 from rtr_ray.schemas import stamp
 from rtr_ray.storage import open_store, read_metadata
 from rtr_ray.types import FloatArray
@@ -165,6 +167,24 @@ def test_a_killed_driver_goes_on_where_it_stopped(bench: Workbench, cluster: Clu
     # only what was not durable when the driver died was asked again
     assert len(metered(bench.meter)) <= 500 + (before - durable) + 300
     assert durable > 0
+    # and what was out just then may have been paid: the second session still says so
+    assert found["calls"]["lost"] > 0
+    assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
+
+
+def test_of_two_drivers_on_one_cluster_the_second_is_refused_until_the_first_has_ended(
+    tmp_path: Path, connected: Cluster
+) -> None:
+    uri = str(tmp_path / "run")  # stands for a bucket, which has no lock
+    first = claim(uri, Decimal(1))
+    other = claim(str(tmp_path / "another"), None)
+    with pytest.raises(DataError) as caught:
+        claim(uri, Decimal(1), patience_s=1.0)
+    assert str(caught.value).startswith(f"Another run works on {uri} just now")
+    release(first)
+    release(first)  # at every ending; twice is no matter
+    release(claim(uri, Decimal(1)))
+    release(other)
 
 
 def test_the_telling_encoder_can_be_named_in_a_router_folder() -> None:

@@ -60,7 +60,7 @@ def test_every_candidate_has_answered_every_question_to_compare_with(
     demo: tuple[Path, dict[str, Any]],
 ) -> None:
     output, _ = demo
-    parts = sorted(Path(f"{output}-inputs", "outcomes").glob("part-*.parquet"))
+    parts = sorted(Path(output, "comparison").glob("part-*.parquet"))
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
     counts = Counter((row["model"], row["strategy"]) for row in rows)
     assert len(counts) == 10
