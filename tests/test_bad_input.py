@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -27,15 +28,9 @@ from tests.test_cli import JOB, POOL, write_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMAND = "from rtr_ray.cli import main; main()"
-ORDINARY = """
-import os
-from pathlib import Path
-import rtr_ray.distributed.batch, rtr_ray.distributed.collecting
-from rtr_ray.config import load_job
-from rtr_ray.job import Job
-Job.check(load_job(Path("job.yaml")))  # read all modules now: later, where Python lies may be out of reach
-os.setgroups([]), os.setgid(65534), os.setuid(65534)
-"""
+# root without any of root's powers: where Python lies stays within reach, what is another user's does not
+POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
+SOMEBODY = 65534
 RUN = ("run", "--config", "job.yaml")
 COLLECT = ("collect", "--pool", "pool.yaml", "--queries", "corpus.jsonl", "--output", "run")
 
@@ -75,12 +70,12 @@ def said(*arguments: str) -> str:
     return line.removeprefix("error: ")
 
 
-def said_outside(*arguments: str, prelude: str = "") -> str:
+def said_outside(*arguments: str, by: tuple[str, ...] = ()) -> str:
     """The same of a command that comes further, in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     environment |= {"PYTHONPATH": str(ROOT), "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", prelude + COMMAND, *arguments],
+        [*by, sys.executable, "-c", COMMAND, *arguments],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stdout + done.stderr
@@ -254,17 +249,17 @@ def test_an_output_below_a_file_is_told(here: Path, command: tuple[str, ...], fo
     assert files_of(here) == before
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="setpriv (util-linux) is not there")
 @pytest.mark.parametrize(("command", "folder"), [(RUN, "run"), (COLLECT, "run/_run")], ids=["run", "collect"])
 def test_an_output_without_permission_is_told(here: Path, command: tuple[str, ...], folder: str):
-    for above in here.parents[:3]:
-        if above.stat().st_uid == os.geteuid() and above != Path("/tmp"):
-            above.chmod(0o755)
-    here.chmod(0o755)
     (here / "closed").mkdir(mode=0o700)
+    here.chmod(0o755)
+    for place in (here, here / "closed"):
+        os.chown(place, SOMEBODY, SOMEBODY)
     before = files_of(here)
     for place in ("closed/", ""):  # in a folder that is somebody else's alone; beside files that all may read
-        message = said_outside(*command, "--output", f"{place}run", prelude=ORDINARY)
+        message = said_outside(*command, "--output", f"{place}run", by=POWERLESS)
         assert message == (
             f"Cannot write {here}/{place}{folder}/run.json: Permission denied. "
             "Give an output folder that can be written to."

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rtr_ray import registry
-from rtr_ray.distributed.demo import ENCODER, POLICY
+from rtr_ray.distributed.demo import ENCODER
 from rtr_ray.embedded.questions import Question, draw
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.encoders.base import Encoder
@@ -21,6 +21,7 @@ from rtr_ray.router import RouterFolder, train
 from rtr_ray.types import Candidate, FloatArray, Outcomes, Plan
 from tests.fakes import pool_of
 
+POLICY = {"kind": "score", "lam": 0.7}  # looks at dollars as well
 TRAINED = {
     "weak": "The smallest and cheapest model. Answers at once and is mostly wrong.",
     "stories": "For word problems: adds, subtracts and multiplies the numbers of a story, step by step.",

@@ -102,7 +102,9 @@ def test_four_encoder_actors_share_two_gpus_and_one_may_die(bench: Workbench) ->
 def test_a_killed_replica_costs_no_row_and_what_is_paid_twice_is_reported(bench: Workbench) -> None:
     from ray import serve
 
-    bench.corpus(600)
+    # every second answer takes ten seconds: they are on their way whenever the blow falls
+    slow = {i: f"Number {i}: what is {i} + {i}? SLOW" for i in range(0, 600, 2)}
+    bench.corpus(600, texts=slow)
     pids: list[int] = []
 
     def kill_replica() -> None:
@@ -112,7 +114,7 @@ def test_a_killed_replica_costs_no_row_and_what_is_paid_twice_is_reported(bench:
         os.kill(pids[0], signal.SIGKILL)
 
     killer = threading.Thread(target=kill_replica, daemon=True)
-    with bench.serving(strong={"latency_s": 1.0}):
+    with bench.serving(strong={"latency_s": 0.5}):
         killer.start()
         found = bench.run(policy={"kind": "fixed", "candidate": "strong:vanilla"})
     assert pids, "nobody was killed: the test shows nothing"
