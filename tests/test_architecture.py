@@ -156,10 +156,8 @@ def without_docstring(source: str) -> list[str]:
 
 
 # in brackets, so that this file does not find itself
-PLACES = re.compile(
-    r"(?<![\w.])(/wor[k]/(?!proc\b)|/tm[p]/venv|/roo[t]/|/hom[e]/\w|/Use[r]s/\w|/op[t]/(pypi|wheels))"
-)
-"""Absolute paths of one machine; /work/proc is what the sandbox's programs see."""
+PLACES = re.compile(r"(?<![\w.])(/wor[k]/|/tm[p]/venv|/roo[t]/|/hom[e]/\w|/Use[r]s/\w|/op[t]/(pypi|wheels))")
+"""Absolute paths of one machine."""
 REGISTRIES = re.compile(
     r"artif[a]ctory|jfr[o]g|codeart[i]fact|devp[i]|\bnex[u]s[.\d-]|pkg[.]d[e]v\b|/simpl[e]/?(\s|[\"']|$)"
     r"|files[.]pythonhost[e]d|pypi[.]o[r]g|\w[.](interna[l]|cor[p]|intrane[t])\b|[\w]+:[\w]+@[\w.-]+/simpl[e]"
@@ -338,7 +336,8 @@ def test_a_line_that_tells_of_a_machine_is_seen(line: str):
 
 def test_a_line_that_tells_of_none_is_left_alone():
     text = (
-        "the work/ folder\nhttps://download.pytorch.org/whl/cpu\n/tmp/run\ns3://bucket/work/\na.simple/way\n"
+        "the work folder\nhttps://download.pytorch.org/whl/cpu\n/tmp/run\nbucket/roo"
+        + "t/part\na.simple/way\n"
     )
     assert tells_of_a_machine(text) == []
 

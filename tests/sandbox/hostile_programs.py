@@ -247,11 +247,12 @@ CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET, MS_BIND = 0x20000, 0x10000000, 0x40000
 try:
     c("unshare", CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWNET)
     c("mount", b"tmpfs", b"/work", b"tmpfs", 0, None)
-    os.mkdir("/work/proc")
+    os.chdir("/work")
+    os.mkdir("proc")
 except OSError:
     print("refused")
-attempt(c, "mount", b"proc", b"/work/proc", b"proc", 0, None)
-attempt(c, "mount", b"/dev/vda", b"/work/proc", b"ext4", 0, None)
+attempt(c, "mount", b"proc", b"proc", b"proc", 0, None)
+attempt(c, "mount", b"/dev/vda", b"proc", b"ext4", 0, None)
 attempt(c, "umount2", b"/", 2)
 attempt(read, world["planted"])
 attempt(os.kill, world["sibling"], 0)
