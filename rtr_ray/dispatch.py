@@ -146,6 +146,7 @@ class Dispatcher:
     _starved: bool = False  # the last that were asked for wait for the budget
     _broken: BaseException | None = None
     _waiting: int = 0  # requests that wait to be sent again
+    _draining: bool = False
 
     async def run(self, requests: Iterable[Request]) -> AsyncGenerator[Outcome, None]:
         """One outcome per request, as they finish.
@@ -182,9 +183,17 @@ class Dispatcher:
             self._broken = error
         self._done.put_nowait(None)  # it may wait for replies, or for a budget that nobody will free any more
 
+    def drain(self) -> None:
+        """End the run early: nothing more is sent, what has been sent is waited for."""
+        self._draining = self._exhausted = True
+        self._source = iter(())
+        self._pending.clear()
+        self._done.put_nowait(None)
+
     def _idle(self) -> bool:
         """Whether no outcome will come any more."""
-        left = self._flying or self._waiting or self._pending or not self._exhausted
+        again = self._waiting and not self._draining
+        left = self._flying or again or self._pending or not self._exhausted
         return self._done.empty() and (not left or self._broken is not None)
 
     async def _stop(self) -> None:
@@ -235,7 +244,8 @@ class Dispatcher:
                 self._reserved |= keys
                 if len(granted) < len(chunk):
                     self.gate.leave(len(chunk) - len(granted))
-            self._pending.extendleft(reversed(blocked))
+            if not self._draining:
+                self._pending.extendleft(reversed(blocked))
             if granted:
                 self._start(self._execute(granted))
         return refused
@@ -355,7 +365,8 @@ class Dispatcher:
     async def _later(self, attempt: _Attempt, failure: Failure) -> None:
         pause = min(self.settings.backoff_s * 2 ** (attempt.number - 1), self.settings.max_backoff_s)
         await self.sleep(pause if failure.retry_after_s is None else failure.retry_after_s)
-        self._pending.append(_Attempt(attempt.request, attempt.number + failure.sent))
+        if not self._draining:
+            self._pending.append(_Attempt(attempt.request, attempt.number + failure.sent))
         self._waiting -= 1
         self._done.put_nowait(None)
 

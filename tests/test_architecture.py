@@ -27,7 +27,7 @@ LAYERS = (
     {"strategies", "pool", "answers", "registry", "run_folder"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "corpus", "formats", "reading", "outcomes", "router", "dispatch"},
-    {"cells", "parts", "summary", "comparison", "screen", "training"},
+    {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training"},
     {"pool_file"},
     {"config", "job", "collection"},
     {"embedded"},

@@ -135,6 +135,10 @@ class SharedLedger:
         self._counted.pop(owner, None)
         self._parts_done += 1
 
+    def unskip(self, rows: int) -> None:
+        """Rows that the budget did not reach are tried again, in another plan part."""
+        self._rows["skipped_budget"] -= rows
+
     def snapshot(self) -> Snapshot:
         """How far the run has come."""
         return Snapshot(self._ledger.balance(), dict(self._rows), self._sent_again, self._parts_done)
