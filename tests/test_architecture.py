@@ -28,6 +28,7 @@ LAYERS = (
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "corpus", "formats", "reading", "outcomes", "router", "dispatch"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training"},
+    {"versions", "explanation"},
     {"pool_file"},
     {"config", "job", "collection"},
     {"embedded"},

@@ -59,7 +59,9 @@ def test_lengths_of_one_candidate_may_be_wrong_by_different_factors() -> None:
 
 
 def test_few_rows_move_a_prediction_a_little_and_many_by_all_of_it() -> None:
-    factors = [Corrections.of({(SMALL, 3): seen(rows, 10, 20)}).factor(SMALL) for rows in (1, 10, 100, 10_000)]
+    factors = [
+        Corrections.of({(SMALL, 3): seen(rows, 10, 20)}).factor(SMALL) for rows in (1, 10, 100, 10_000)
+    ]
     assert factors == sorted(factors)
     assert factors[0] < 1.1
     assert factors[-1] == pytest.approx(2, rel=0.01)

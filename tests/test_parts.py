@@ -303,6 +303,8 @@ def test_a_result_is_the_users_row_and_what_came_of_it(tmp_path):
         "predicted_output_tokens": 60,
         "predicted_cost_usd": pytest.approx((12 * 10 + 60 * 40) / 1e6),
         "runner_up": "small:cot",
+        "plan_version": 0,
+        "dual_price": None,
         "finish_reason": "stop",
         "latency_s": 0.5,
         "attempts": 2,

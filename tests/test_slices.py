@@ -34,17 +34,28 @@ def test_every_row_is_in_one_slice(sizes: list[int]) -> None:
 
 def test_a_small_corpus_is_one_slice_and_a_large_one_has_slices_that_a_task_can_hold() -> None:
     assert cut({"a": 150}) == [Slice(0, ("a",))]
+    assert cut({}) == []
     large = cut({f"{i:04d}": 40_000 for i in range(250)})
     assert 200 <= len(large) <= 300
-    assert max(len(one.tables) / one.of for one in large) * 40_000 <= 80_000
+    assert max(len(one.tables) / one.of for one in large[1:]) * 40_000 <= 80_000
 
 
 def test_one_large_part_is_cut_by_ids() -> None:
-    slices = cut({"a": 20_000})
+    pilot, *slices = cut({"a": 20_000})
+    assert pilot.is_pilot
     assert [(one.part, one.of) for one in slices] == [(part, 40) for part in range(40)]
     sizes = [int(one.rows(ids(20_000)).sum()) for one in slices]
-    assert sum(sizes) == 20_000
+    assert sum(sizes) == 20_000 - int(pilot.rows(ids(20_000)).sum())
     assert min(sizes) > 400
+
+
+@pytest.mark.parametrize("tables", [{"a": 1000}, {"a": 20_000}, {f"{i:04d}": 300 for i in range(500)}])
+def test_a_pilot_is_about_fifty_rows_from_many_parts(tables: dict[str, int]) -> None:
+    pilot = cut(tables)[0]
+    rows = sum(tables[key] for key in pilot.tables)
+    assert rows * pilot.pilot / (1 << 24) == pytest.approx(50, rel=0.01)
+    assert len(pilot.tables) >= min(len(tables), 16)
+    assert not any(one.is_pilot for one in cut(tables)[1:])
 
 
 def test_the_order_in_which_parts_came_does_not_matter() -> None:

@@ -11,7 +11,6 @@ import ray
 from rtr_ray.corrections import Corrections
 from rtr_ray.distributed.planning import SLICES, Outlook, looking_ahead, sketching
 from rtr_ray.distributed.routing import RoutingWork, TablePart, find_duplicate, write_tables
-from rtr_ray.distributed.steering import price_of, save, saved
 from rtr_ray.errors import BudgetError, DataError
 from rtr_ray.job import Job
 from rtr_ray.parts import Expected, Version
@@ -21,6 +20,7 @@ from rtr_ray.screen import Screen, money
 from rtr_ray.slices import Slice, cut
 from rtr_ray.summary import plain
 from rtr_ray.types import Candidate
+from rtr_ray.versions import price_of, save, saved
 
 LAYOUT = "slices.json"
 _IDS_PER_BUCKET = 5_000_000  # ids that one task compares at a time

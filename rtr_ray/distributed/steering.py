@@ -9,20 +9,18 @@ from typing import Any
 
 import ray
 
-from rtr_ray import registry
 from rtr_ray.corrections import Bucket, Corrections, Seen
 from rtr_ray.corrections import merged as merged_seen
 from rtr_ray.distributed.ledger_actor import Snapshot
 from rtr_ray.distributed.planning import look_back, sketching
 from rtr_ray.parts import Version
-from rtr_ray.policies import FITTED
-from rtr_ray.policies.base import Budgeted, FittedPolicy, Policy, Sketch, merged
+from rtr_ray.policies.base import Budgeted, Policy, Sketch, merged
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.slices import Slice
 from rtr_ray.types import Candidate
+from rtr_ray.versions import price_of, save, saved
 
-VERSIONS = "policies/"
 _SHARE = 1 / 25  # of all rows: so many new answers are worth a new solution
 _LEAST_ROWS = 40
 
@@ -136,36 +134,3 @@ class Steering:
         self._corrections[self.version.number] = corrections
         save(self.folder, self.version, left_usd)
         self.stale, self._solved_at = False, self._rows
-
-
-def price_of(fitted: FittedPolicy) -> float | None:
-    """The dual price of a policy that has one, in accuracy per dollar."""
-    price: float | None = getattr(fitted, "price", None)
-    return price
-
-
-def save(folder: RunFolder, version: Version, budget_usd: float | None) -> None:
-    """Write a version down, before anything is planned by it."""
-    folder.write_json(
-        f"{VERSIONS}{version.number:06d}.json",
-        {
-            "schema_version": 1,
-            "number": version.number,
-            "policy": registry.spec_of(version.policy, FITTED),
-            "budget_usd": budget_usd,
-            "dual_price": version.dual_price,
-            "corrections": version.corrections.to_json(),
-        },
-    )
-
-
-def saved(folder: RunFolder) -> dict[int, Version]:
-    """The versions of a run so far."""
-    found = {}
-    for key in folder.store.keys(VERSIONS):
-        one = folder.read_json(key)
-        assert one is not None
-        fitted: FittedPolicy = registry.build(one["policy"], FITTED, "policy")
-        corrections = Corrections.from_json(one["corrections"])
-        found[one["number"]] = Version(fitted, one["number"], corrections, one["dual_price"])
-    return found
