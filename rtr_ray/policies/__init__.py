@@ -1,12 +1,14 @@
 """Policies: a routing table in, one choice per query out. One file each; `KNOWN` names them."""
 
 KNOWN = {
+    "budget": "rtr_ray.policies.budget:Budget",
     "fixed": "rtr_ray.policies.fixed:Fixed",
     "score": "rtr_ray.policies.score:Score",
 }
 """kind -> where its class is, loaded only when asked for."""
 
 FITTED = {
+    "budget": "rtr_ray.policies.budget:FittedBudget",
     "fixed": "rtr_ray.policies.fixed:FittedFixed",
     "score": "rtr_ray.policies.score:FittedScore",
 }

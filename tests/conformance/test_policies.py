@@ -17,10 +17,28 @@ from rtr_ray.types import RoutingTable
 from tests.fakes import random_table
 
 ROWS: dict[str, list[dict[str, Any]]] = {
+    "budget": [
+        {"budget_usd": 0.2},
+        {"budget_usd": 1e-9, "when_short": "cheapest"},
+        {"budget_usd": 1e9, "max_row_usd": 0.005},
+        {"budget_output_tokens": 9000},
+        {"min_accuracy": 0.2},
+    ],
     "fixed": [{"candidate": "m1:s0"}],
     "score": [{"lam": 0.0}, {"lam": 0.4}, {"lam": 1.0}, {"lam": 0.5, "normaliser_usd": 0.01}],
 }
 REFUSED: dict[str, list[dict[str, Any]]] = {
+    "budget": [
+        {},
+        {"budget_usd": 1.0, "budget_output_tokens": 5},
+        {"budget_usd": 1.0, "min_accuracy": 0.5},
+        *({"budget_usd": amount} for amount in (0.0, -1.0, float("nan"), float("inf"), "much")),
+        *({"budget_output_tokens": amount} for amount in (0, -1, float("nan"))),
+        *({"min_accuracy": share} for share in (0.0, 1.1, float("nan"))),
+        *({"budget_usd": 1.0, "max_row_usd": amount} for amount in (0.0, float("nan"))),
+        {"budget_usd": 1.0, "when_short": "guess"},
+        {"min_accuracy": 0.5, "when_short": "cheapest"},
+    ],
     "fixed": [{"candidate": "nobody"}, {"candidate": "m0:"}],
     "score": [{"lam": -0.1}, {"lam": 1.1}, {"lam": float("nan")}, {"lam": 0.5, "normaliser_usd": 0.0}],
 }
