@@ -1,4 +1,4 @@
-"""Why a row went where it did: what was believed of its candidates, and what more money would have changed."""
+"""Why a row went where it did: what was believed of its candidates, and what money had to do with it."""
 
 from __future__ import annotations
 
@@ -68,10 +68,10 @@ class Explanation:
         step = max(better, key=lambda one: _rate(one, here))
         points = 100 * (step.accuracy - here.accuracy)
         return [
-            f"The last dollar of this plan bought {price:,.4g} right answers (its dual price). The next better "
-            f"candidate, {step.candidate}, adds {points:.1f} points for "
-            f"${step.cost_usd - here.cost_usd:.8f}: {_rate(step, here):,.4g} a dollar. A larger budget, with a "
-            "dual price below that, would have chosen it."
+            f"The last dollar of this plan bought {price:,.4g} right answers (its dual price). The next "
+            f"better candidate, {step.candidate}, adds {points:.1f} points for "
+            f"${step.cost_usd - here.cost_usd:.8f}: {_rate(step, here):,.4g} a dollar. A larger budget, with "
+            "a dual price below that, would have chosen it."
         ]
 
 

@@ -78,9 +78,14 @@ class Job:
 def _policy(file: JobFile) -> Policy:
     """The policy, with the budget that it has to keep to."""
     policy: Policy = registry.build(file.policy_spec, KNOWN, "policy")
-    if isinstance(policy, Budgeted) and file.budget_usd is not None:
-        return policy.within(float(file.budget_usd), refuse=True)
-    return policy
+    if not (isinstance(policy, Budgeted) and policy.divides_usd):
+        return policy
+    if file.budget_usd is None:
+        raise ConfigError(
+            f"The policy '{file.policy_spec['kind']}' divides a budget, and the job has none. Give it a "
+            "budget_usd (or --budget-usd), which also is the most that the run may spend."
+        )
+    return policy.within(float(file.budget_usd), refuse=True)
 
 
 def check_output(output: str) -> None:

@@ -88,10 +88,11 @@ def _tables(store: Store, one: Slice, columns: Sequence[str] | None = None) -> I
         ids = read_table(store, one.ids, [QUERY_ID])[QUERY_ID].combine_chunks()
     for key in one.tables:
         part = read_table(store, key, columns)
-        keep = pc.is_in(part[QUERY_ID], ids) if ids is not None else None
-        if one.of > 1:
+        if ids is not None:
+            keep = pc.is_in(part[QUERY_ID], ids)
+        else:
             keep = pa.array(one.rows(part[QUERY_ID].to_pylist()))
-        yield part if keep is None else part.filter(keep)
+        yield part.filter(keep)
 
 
 @ray.remote(num_cpus=1, max_retries=5)

@@ -155,9 +155,11 @@ class Planning:
                 )
 
     def _check_budget(self, plan: Mapping[str, Any]) -> None:
-        """Refuse a plan over the budget, by a policy that knows of none; one that does has refused itself."""
+        """Refuse a plan over the budget: of a policy that knows of none; one that does has refused itself."""
         budget, cost = self.job.file.budget_usd, plan["cost_usd"]
-        if budget is not None and cost > budget and not isinstance(self.policy, Budgeted):
+        policy = self.policy
+        divided = isinstance(policy, Budgeted) and policy.divides_usd
+        if budget is not None and cost > budget and not divided:
             raise BudgetError(
                 f"The plan is expected to cost {money(cost)} for {plan['rows']:,} rows, over "
                 f"budget_usd={money(budget)}. Raise budget_usd, weigh dollars more (a smaller policy.lam), "

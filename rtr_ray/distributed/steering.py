@@ -54,7 +54,8 @@ class Steering:
     @property
     def budgeted(self) -> bool:
         """Whether the policy divides an amount among the rows."""
-        return isinstance(self.policy, Budgeted) and self.budget_usd is not None
+        policy = self.policy
+        return self.budget_usd is not None and isinstance(policy, Budgeted) and policy.divides_usd
 
     def finished(self, name: str, rows: int) -> None:
         """A plan part has been answered: there is something to learn from it."""

@@ -53,6 +53,11 @@ class Policy(Protocol):
 class Budgeted(Protocol):
     """A policy that divides an amount among rows, and so can be solved anew for the rows that are left."""
 
+    @property
+    def divides_usd(self) -> bool:
+        """Whether it is dollars that this one divides."""
+        ...
+
     def within(self, budget_usd: float, refuse: bool = False) -> Policy:
         """The same recipe for an amount.
 
