@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Protocol
+from typing import Any, Protocol
 
 from rtr_ray.ledger import Grant
 from rtr_ray.pool import Pool
@@ -23,6 +23,11 @@ class Reservation:
     grows: bool = False  # whether it can get more while it runs
     call: str = ""  # which sending of the request this is
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # takes less than half the time of what a frozen dataclass does by itself
+        fields = (self.key, self.candidate, self.worst_case_usd, self.least_usd, self.grows, self.call)
+        return Reservation, fields
+
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
@@ -32,6 +37,9 @@ class Settlement:
     usage: Usage | None = None  # None: nothing was used, or nobody knows
     cost_usd: Decimal = Decimal(0)
     lost: bool = False  # something may have been used, and nobody knows how much
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _settlement, (self.key, _counts(self.usage), self.cost_usd, self.lost)
 
 
 class Books(Protocol):
@@ -52,6 +60,16 @@ class Books(Protocol):
     async def left_usd(self) -> Decimal | None:
         """What is neither spent nor lost; None without a budget."""
         ...
+
+
+def _counts(usage: Usage | None) -> tuple[int | None, ...] | None:
+    if usage is None:
+        return None
+    return usage.input_tokens, usage.output_tokens, usage.cached_input_tokens, usage.reasoning_tokens
+
+
+def _settlement(key: str, counts: tuple[Any, ...] | None, cost_usd: Decimal, lost: bool) -> Settlement:
+    return Settlement(key, None if counts is None else Usage(*counts), cost_usd, lost)
 
 
 def settlement(pool: Pool, outcome: Outcome) -> Settlement | None:

@@ -116,6 +116,10 @@ class Dispatcher:
     _waiting: int = 0  # requests that wait to be sent again
     _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
     _asked: int = 0  # reservations
+    _extends: bool = field(init=False, default=False)  # whether answers can ask for more
+
+    def __post_init__(self) -> None:
+        self._extends = isinstance(self.executor, ExtendingExecutor)
 
     async def run(self, requests: Iterable[Request]) -> AsyncGenerator[Outcome, None]:
         """One outcome per request, as they finish.
@@ -260,8 +264,8 @@ class Dispatcher:
             return Reservation(request.key, request.candidate, worst)
         least = self.pool.price(request.candidate).worst_case_usd(request.max_input_tokens, max(tokens, 1))
         self._asked += 1
-        grows = isinstance(self.executor, ExtendingExecutor)
-        return Reservation(request.key, request.candidate, worst, least, grows, f"{self._name}-{self._asked}")
+        call = f"{self._name}-{self._asked}"
+        return Reservation(request.key, request.candidate, worst, least, self._extends, call)
 
     def _limit(self, attempt: _Attempt, asked: Reservation) -> Limit:
         price = self.pool.price(attempt.request.candidate)
@@ -332,7 +336,7 @@ class Dispatcher:
         key = reply.key
         if isinstance(reply, Outcome):
             outcome = replace(reply, attempts=attempt.number)
-            if attempt.limit is not None and not isinstance(self.executor, ExtendingExecutor):
+            if attempt.limit is not None and not self._extends:
                 outcome = replace(outcome, samples=tuple(map(_cut_by_budget, outcome.samples)))
             if settlement(self.pool, outcome) is None:  # it failed, and nobody will settle it later
                 await self._settle(Settlement(key, lost=outcome.status == "failed"))

@@ -1,7 +1,7 @@
 """How an answer gets longer than it was paid for in advance: it asks the ledger while it grows.
 
-`Allowance` is what an engine keeps of one such answer. It asks some tokens before the limit, for
-as much again each time, so that an answer of 32,000 tokens asks a handful of times.
+It asks some tokens before the limit, for as much again each time, so that an answer of 32,000 tokens
+asks a handful of times.
 """
 
 from __future__ import annotations
@@ -31,69 +31,80 @@ class Lender(Protocol):
 
 @dataclass(slots=True)
 class Allowance:
-    """How long one answer may get just now.
+    """How long one answer may get just now, and when it asks for more.
 
     Attributes:
         tokens: Its limit. No more than these are paid for, whatever the engine generates.
+        most: `max_tokens` of the request.
+        ask_at: How long the answer is when it asks next; beyond `most` where it need not, or would
+            in vain.
     """
 
-    lender: Lender
-    key: str
-    call: str
     tokens: int
-    most: int  # max_tokens of the request
-    usd_per_token: Decimal
-    _ask_at: int = 0  # tokens; beyond `most`: not any more
+    most: int
+    ask_at: int = 0
 
     def __post_init__(self) -> None:
         self._aim()
-
-    @classmethod
-    def read(cls, body: dict[str, Any], lender: Lender | None) -> Allowance | None:
-        """Take the limit out of a request's body, if it has one."""
-        found: Mapping[str, Any] | None = body.pop("limit", None)
-        if found is None or lender is None:
-            return None
-        return cls(
-            lender,
-            found["key"],
-            found["call"],
-            found["tokens"],
-            body["max_tokens"],
-            Decimal(found["usd_per_token"]),
-        )
 
     @property
     def cuts(self) -> bool:
         """Whether the limit, and not `max_tokens`, is what would end the answer."""
         return self.tokens < self.most
 
-    async def reached(self, tokens: int) -> None:
-        """Tell how long the answer is; near the limit this asks for more. Never raises.
-
-        A ledger that does not answer lends nothing.
-        """
-        if not self.cuts or tokens < self._ask_at:
-            return
+    def wanted(self) -> tuple[int, int]:
+        """Tokens to ask for: as many again, and the least that would help."""
         more = min(max(self.tokens, _STEP), self.most - self.tokens)
-        step = min(_STEP, more)
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                grant = await self.lender.extend(
-                    self.key, self.call, more * self.usd_per_token, step * self.usd_per_token
-                )
-        except Exception:
-            grant = Grant.NEVER
+        return more, min(_STEP, more)
+
+    def answered(self, tokens: int, grant: Grant) -> None:
+        """Take what the ledger said when the answer was so long."""
         if grant.given:
-            self.tokens += more if grant is Grant.GRANTED else step
+            self.tokens += self.wanted()[grant is Grant.LEAST]
             self._aim()
         elif grant is Grant.WAIT:  # others may settle until the limit is reached
-            self._ask_at = tokens + max((self.tokens - tokens) // 2, 1)
+            self.ask_at = tokens + max((self.tokens - tokens) // 2, 1)
         else:
-            self._ask_at = self.most + 1
+            self.ask_at = self.most + 1
 
     def _aim(self) -> None:
-        self._ask_at = self.tokens - max(_AHEAD, self.tokens // _AHEAD_SHARE)
+        ahead = max(_AHEAD, self.tokens // _AHEAD_SHARE)
+        self.ask_at = max(self.tokens - ahead, 0) if self.cuts else self.most + 1
+
+
+@dataclass(slots=True)
+class Extending:
+    """An answer that grows: its allowance, and whom it asks."""
+
+    allowance: Allowance
+    lender: Lender
+    key: str
+    call: str
+    usd_per_token: Decimal
+
+    @classmethod
+    def read(cls, body: dict[str, Any], lender: Lender | None) -> Extending | None:
+        """Take the limit out of a request's body, if it has one."""
+        found: Mapping[str, Any] | None = body.pop("limit", None)
+        if found is None or lender is None:
+            return None
+        allowance = Allowance(found["tokens"], body["max_tokens"])
+        return cls(allowance, lender, found["key"], found["call"], Decimal(found["usd_per_token"]))
+
+    async def limit(self, tokens: int) -> int:
+        """How long the answer may get, told how long it is; near the limit this asks for more.
+
+        Never raises: a ledger that does not answer lends nothing.
+        """
+        if tokens >= self.allowance.ask_at:
+            more, least = (count * self.usd_per_token for count in self.allowance.wanted())
+            try:
+                async with asyncio.timeout(_PATIENCE_S):
+                    grant = await self.lender.extend(self.key, self.call, more, least)
+            except Exception:
+                grant = Grant.NEVER
+            self.allowance.answered(tokens, grant)
+        return self.allowance.tokens
 
 
 def limit_of(key: str, limit: Limit) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
-from rtr_ray.distributed.lending import Allowance, Lender
+from rtr_ray.distributed.lending import Extending, Lender
 
 _LAST_WORDS_S = 2.0  # for replies to leave a replica whose engine has died
 
@@ -57,9 +57,9 @@ class ChunkServer(LLMServer):
     async def _answer(self, index: int, body: dict[str, Any], lender: Lender | None) -> dict[str, Any]:
         started = time.monotonic()
         try:
-            allowance = Allowance.read(body, lender)
-            if allowance is not None and allowance.cuts:
-                reply = await self._streamed(self._request(body | _COUNTING), allowance)
+            growing = Extending.read(body, lender)
+            if growing is not None:
+                reply = await self._streamed(self._request(body | _COUNTING), growing)
             else:
                 (response,) = [reply async for reply in await self.chat(self._request(body))]
                 # the public ErrorResponse is a subclass of the one that comes: it is known by what it holds
@@ -75,7 +75,7 @@ class ChunkServer(LLMServer):
     def _request(self, body: dict[str, Any]) -> ChatCompletionRequest:
         return ChatCompletionRequest(model=self._llm_config.model_id, **body)
 
-    async def _streamed(self, request: ChatCompletionRequest, allowance: Allowance) -> dict[str, Any]:
+    async def _streamed(self, request: ChatCompletionRequest, growing: Extending) -> dict[str, Any]:
         """One answer, token by token, within what is paid for."""
         text: list[str] = []
         usage: dict[str, Any] = {}
@@ -87,19 +87,19 @@ class ChunkServer(LLMServer):
                     if "error" in event:
                         return _refused(event["error"], bool(usage.get("completion_tokens")))
                     counted = event.get("usage") or usage
-                    await allowance.reached(counted.get("completion_tokens", 0))
-                    if counted.get("completion_tokens", 0) > allowance.tokens:
-                        return _cut(text, usage)
+                    tokens = counted.get("completion_tokens", 0)
+                    limit = await growing.limit(tokens)
+                    if tokens > limit:  # several at once: those that are not paid for are left out
+                        return _given(text, "budget", usage)
                     usage = counted
                     for choice in event["choices"]:
                         text.append(choice["delta"].get("content") or "")
                         finish_reason = choice.get("finish_reason") or finish_reason
-                    done = finish_reason is None and allowance.cuts
-                    if done and usage.get("completion_tokens", 0) == allowance.tokens:
-                        return _cut(text, usage)
+                    if finish_reason is None and growing.allowance.cuts and tokens == limit:
+                        return _given(text, "budget", usage)
         if finish_reason is None:
             return {"error": "the stream ended without an end", "transient": True, "maybe_paid": True}
-        return _given("".join(text), finish_reason, usage)
+        return _given(text, finish_reason, usage)
 
     def _failure(self, error: Exception, started: float) -> dict[str, Any]:
         name = type(error).__name__
@@ -143,15 +143,11 @@ def _refused(error: Mapping[str, Any], generated: bool) -> dict[str, Any]:
     return {"error": reason, "transient": again, "maybe_paid": again or generated}
 
 
-def _cut(text: Sequence[str], usage: Mapping[str, Any]) -> dict[str, Any]:
-    return _given("".join(text), "budget", usage)
-
-
-def _given(text: str, finish_reason: str, usage: Mapping[str, Any]) -> dict[str, Any]:
+def _given(text: Sequence[str], finish_reason: str, usage: Mapping[str, Any]) -> dict[str, Any]:
     details = usage.get("prompt_tokens_details") or {}
     tokens = usage["completion_tokens"]
     return {
-        "choices": [{"text": text, "finish_reason": finish_reason, "output_tokens": tokens}],
+        "choices": [{"text": "".join(text), "finish_reason": finish_reason, "output_tokens": tokens}],
         "usage": {
             "input_tokens": usage["prompt_tokens"],
             "cached_input_tokens": details.get("cached_tokens") or 0,
