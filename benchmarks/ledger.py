@@ -226,7 +226,7 @@ class Simulation:
             "busy_worst_percent": min(shares[:until]),
             "first_percent_below_95_busy": next((i for i, s in enumerate(shares) if s < BUSY_TARGET), 101),
             "spent_share": float(spent / budget),
-            "overspent_usd": str(max(self.most_committed - budget, Decimal(0))),
+            "overspent_usd": f"{max(self.most_committed - budget, Decimal(0)):.2f}",
             "answered": self.answered,
             "cut": self.cut,
             "refused": self.refused,

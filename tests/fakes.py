@@ -161,6 +161,7 @@ class LocalBooks:
     ledger: Ledger
     delay_s: float = 0.0
     asked: list[tuple[str, Grant]] = field(default_factory=list)
+    reservations: list[Reservation] = field(default_factory=list)
     extended: list[tuple[str, Grant]] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
     broken_after: int | None = None  # calls until it raises
@@ -173,6 +174,7 @@ class LocalBooks:
             self.ledger.reserve(r.key, r.candidate, r.worst_case_usd, r.least_usd, r.grows, r.call)
             for r in reservations
         ]
+        self.reservations += reservations
         self.asked += [(r.key, grant) for r, grant in zip(reservations, grants, strict=True)]
         self.check()
         await self._back()

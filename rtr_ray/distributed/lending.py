@@ -17,7 +17,8 @@ from rtr_ray.ledger import Grant
 
 _AHEAD = 32  # tokens before the limit at which it asks at the latest
 _AHEAD_SHARE = 8  # ... or this part of the limit, where that is more
-_STEP = 64  # tokens that are worth asking for
+_MORE = 32  # tokens that it asks for at least
+_LEAST = 16  # ... and takes, where there are no more
 _PATIENCE_S = 30.0  # for the ledger; an answer must not hang on it
 
 
@@ -54,8 +55,8 @@ class Allowance:
 
     def wanted(self) -> tuple[int, int]:
         """Tokens to ask for: as many again, and the least that would help."""
-        more = min(max(self.tokens, _STEP), self.most - self.tokens)
-        return more, min(_STEP, more)
+        more = min(max(self.tokens, _MORE), self.most - self.tokens)
+        return more, min(_LEAST, more)
 
     def answered(self, tokens: int, grant: Grant) -> None:
         """Take what the ledger said when the answer was so long."""
