@@ -64,7 +64,7 @@ def test_an_answer_asks_before_its_limit_for_as_much_again():
 def test_no_more_is_asked_for_than_the_request_allows():
     bank = Bank([Grant.GRANTED])
     assert generated(bank, 100, 150, 1000) == 150
-    assert bank.asked == [(50, 50)]
+    assert bank.asked == [(50, 16)]
 
 
 def test_an_answer_that_gets_nothing_ends_at_its_limit_and_asks_once():
