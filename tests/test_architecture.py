@@ -26,7 +26,7 @@ LAYERS = (
     {"types", "schemas", "storage", "yaml_door", "sandbox"},
     {"strategies", "pool", "answers", "registry", "run_folder"},
     {"encoders", "estimators", "policies", "executors"},
-    {"grading", "ledger", "corpus", "formats", "reading", "outcomes", "router", "dispatch"},
+    {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training"},
     {"versions", "explanation"},
     {"pool_file"},

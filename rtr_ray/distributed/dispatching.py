@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import math
 from collections import deque
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +39,7 @@ from rtr_ray.storage import Store, open_store, read_table
 from rtr_ray.types import Candidate, Request, Usage
 
 MOVED = "moved/"
+_LONGEST = "predicted_output_tokens_p95"
 _SETTLING = (
     *("query_id", "status", "model", "strategy", "samples", SAMPLE),
     *("input_tokens", "cached_input_tokens", "output_tokens", "cost_usd"),
@@ -208,11 +210,13 @@ def _requests(
 ) -> Iterator[Request]:
     """The requests of a plan part that are still to be answered; `index` learns the row of each."""
     samples = part[SAMPLE].to_pylist() if SAMPLE in part.column_names else [0] * len(part)
-    for row, ((query, candidate), sample) in enumerate(zip(queries(part), samples, strict=True)):
+    longest = [None if tokens is None else math.ceil(tokens) for tokens in part[_LONGEST].to_pylist()]
+    asked = enumerate(zip(queries(part), samples, longest, strict=True))
+    for row, ((query, candidate), sample, expected) in asked:
         if query.query_id not in moved and f"{query.query_id}|{candidate}|{sample}" not in done:
             request = pool.request(query, candidate, sample)
             index[request.key] = row
-            yield request
+            yield replace(request, expected_tokens=expected)
 
 
 @dataclass(frozen=True, slots=True)
