@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
+import yaml
 
 from rtr_ray.corpus import QUERY_ID
 from rtr_ray.errors import DataError
 from rtr_ray.parts import routing_table
 from rtr_ray.pool import Pool
-from rtr_ray.run_folder import RESULTS, TABLES, RunFolder
+from rtr_ray.run_folder import CONFIG, RESULTS, TABLES, RunFolder
 from rtr_ray.storage import Store, read_table
 from rtr_ray.types import Candidate, RoutingTable
 from rtr_ray.versions import saved
@@ -81,6 +82,19 @@ def _better(one: Option, here: Option) -> bool:
 
 def _rate(one: Option, here: Option) -> float:
     return (one.accuracy - here.accuracy) / (one.cost_usd - here.cost_usd)
+
+
+def pool_of(folder: RunFolder) -> str:
+    """The pool that a run was begun with.
+
+    Raises:
+        DataError: If the folder holds no run.
+    """
+    text = folder.store.read(CONFIG)
+    if text is None:
+        raise DataError(f"{folder.store.uri} holds no run: it has no {CONFIG}. Give the output of a job.")
+    name: str = yaml.safe_load(text)["pool"]
+    return name
 
 
 def explain(folder: RunFolder, query_id: str, pool: Pool) -> Explanation:

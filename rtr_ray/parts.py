@@ -25,6 +25,7 @@ from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Plan, Query
 
 ESTIMATES = ("accuracy", "output_tokens", "output_tokens_p95", "cost_usd")
 """The columns of a table part that hold one number per candidate: `_accuracy`, ..."""
+UNROUTED = "unrouted"
 
 
 def table_part(
@@ -199,7 +200,7 @@ def plan_key(candidate: Candidate, number: int) -> str:
 
 def unrouted_key(number: int) -> str:
     """Where the results lie of a slice's rows that go nowhere."""
-    return f"results/part-unrouted-{number:06d}.parquet"
+    return f"results/part-{UNROUTED}-{number:06d}.parquet"
 
 
 def queries(part: pa.Table) -> Iterator[tuple[Query, Candidate]]:

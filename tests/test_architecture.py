@@ -28,7 +28,7 @@ LAYERS = (
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training"},
-    {"versions", "explanation"},
+    {"versions", "explanation", "plan_screen"},
     {"pool_file"},
     {"config", "job", "collection"},
     {"embedded"},

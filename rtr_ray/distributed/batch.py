@@ -27,25 +27,28 @@ from rtr_ray.distributed.cluster import (
     encoder_needs,
     root,
 )
-from rtr_ray.distributed.dispatching import most_in_flight
+from rtr_ray.distributed.dispatching import most_in_flight, part_of
 from rtr_ray.distributed.preparing import Planning
+from rtr_ray.distributed.rest import forget_failed
 from rtr_ray.distributed.steering import Steering
 from rtr_ray.errors import LedgerError
 from rtr_ray.job import Job
+from rtr_ray.parts import UNROUTED
 from rtr_ray.pool import Pool
-from rtr_ray.run_folder import SUMMARY, RunFolder
+from rtr_ray.run_folder import PLAN, SUMMARY, RunFolder
 from rtr_ray.screen import Screen, money, summary_table
 from rtr_ray.summary import Tally, summary
 from rtr_ray.types import Candidate
 
 
-def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+def run_job(job: Job, screen: Screen, fresh: bool = False, retry_failed: bool = False) -> dict[str, Any]:
     """Route and answer a corpus; go on where an earlier run of the same job stopped.
 
     Args:
         job: What to do, checked.
         screen: Where to show how far it is.
         fresh: Move an older run in the same folder aside.
+        retry_failed: Ask rows again that failed without being paid for.
 
     Returns:
         The content of `summary.json`.
@@ -53,6 +56,32 @@ def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     Raises:
         RtrError: In one sentence, whatever stands in the way.
     """
+    with opened(job, screen, fresh) as folder:
+        return _Run(job, folder, screen).run(retry_failed)
+
+
+def plan_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+    """Route a corpus and say what its answers will cost; asks nothing. `run_job` goes on from there.
+
+    Returns:
+        The content of `plan.json`, with `curve`: what other budgets would buy.
+
+    Raises:
+        RtrError: In one sentence, whatever stands in the way; a budget that is too small is one.
+    """
+    with opened(job, screen, fresh) as folder:
+        if not job.file.cluster.grows:
+            check_encoders(encoders_of(job.file.encoder), ray.cluster_resources())
+        planning = Planning(job, folder, screen)
+        plan = planning.plan() | {"curve": planning.curve()}
+        folder.write_json(PLAN, plan)
+        folder.update(status="planned", stage="plan")
+        return plan
+
+
+@contextmanager
+def opened(job: Job, screen: Screen, fresh: bool) -> Iterator[RunFolder]:
+    """The run folder of a job, ours alone, on a connected cluster; how it ends is written there."""
     file = job.file
     for name, reason in job.corpus.unreadable.items():
         screen.say(f"Set aside, since it cannot be read: {name} ({reason})", "yellow")
@@ -64,7 +93,7 @@ def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     cluster = connected(file.cluster.address, side_by_side(job.pool, encoders_of(file.encoder)))
     # Ray installs a SIGTERM handler of its own: ours comes after it
     with recorded_ending(folder), cluster, terminable():
-        return _Run(job, folder, screen).run()
+        yield folder
 
 
 def encoders_of(keys: EncoderKeys) -> Needs:
@@ -143,7 +172,7 @@ class _Run:
     folder: RunFolder
     screen: Screen
 
-    def run(self) -> dict[str, Any]:
+    def run(self, retry_failed: bool) -> dict[str, Any]:
         """All stages."""
         file = self.job.file
         resources = ray.cluster_resources()
@@ -158,6 +187,8 @@ class _Run:
                 # engines take longer to start than a small corpus to route
                 answering.start(answering.groups[0])
             plan = planning.plan()
+            if retry_failed:
+                self._forget_failed()
             feed = self._feed(planning, plan, answering)
             answering.rows_total = plan["rows"]
             self.folder.update(stage="answer")
@@ -170,6 +201,12 @@ class _Run:
         if answering.stopping.is_set():
             raise KeyboardInterrupt
         return self._finish(plan, tally, snapshot)
+
+    def _forget_failed(self) -> None:
+        """Take rows that failed out of the results, so that they are asked again."""
+        keys = [key for key in self.folder.results() if part_of(key) != UNROUTED]
+        tasks = [forget_failed.remote(self.folder.store.uri, key) for key in keys]
+        self.screen.say(f"{sum(ray.get(tasks)):,} failed rows are asked again.")
 
     def _fit_together(self, answering: Answering, resources: Mapping[str, float]) -> bool:
         if self.job.file.cluster.serve_app:

@@ -15,6 +15,7 @@ from rtr_ray.errors import BudgetError, DataError
 from rtr_ray.job import Job
 from rtr_ray.parts import Expected, Version
 from rtr_ray.policies.base import Budgeted, Policy, Sketch, merged
+from rtr_ray.policies.budget import Budget, curve, extremes
 from rtr_ray.run_folder import PLAN, RunFolder
 from rtr_ray.screen import Screen, money
 from rtr_ray.slices import Slice, cut
@@ -23,6 +24,7 @@ from rtr_ray.types import Candidate
 from rtr_ray.versions import price_of, save, saved
 
 LAYOUT = "slices.json"
+_CURVE_POINTS = 12
 _IDS_PER_BUCKET = 5_000_000  # ids that one task compares at a time
 
 
@@ -84,6 +86,22 @@ class Planning:
         self._check_budget(plan)
         self.folder.write_json(PLAN, plan)
         return plan
+
+    def curve(self) -> list[dict[str, Any]]:
+        """What budgets from the cheapest plan to the dearest useful one would buy, by the estimates."""
+        recipe = self.policy if isinstance(self.policy, Budget) else Budget()
+        tasks = sketching(self.folder.store.uri, self.slices, self.job.pool, recipe, Corrections())
+        sketch = merged(recipe, (one for one in ray.get(tasks) if one is not None))
+        if sketch is None or not sketch["routed"]:
+            return []
+        least, most = extremes(sketch)
+        amounts = _spread(least.cost, most.cost) + ([amount] if (amount := _amount(self.job)) else [])
+        points = zip(sorted(amounts), curve(sketch, sorted(amounts)), strict=True)
+        return [
+            {"budget_usd": amount, "cost_usd": one.cost, "accuracy": one.accuracy, "dual_price": one.price}
+            for amount, one in points
+            if one is not None
+        ]
 
     def _layout(self) -> list[Sketch] | None:
         """Find or make the slices; gives the sketches of the tables, where these were made just now."""
@@ -185,6 +203,15 @@ class Planning:
 
 def _rows(sums: Mapping[Candidate, Expected]) -> list[dict[str, Any]]:
     return [{"candidate": str(candidate), **asdict(one)} for candidate, one in sorted(sums.items())]
+
+
+def _spread(least: float, most: float) -> list[float]:
+    """Budgets at equal ratios, both ends included."""
+    if least <= 0 or most <= least:
+        return [most] if most > 0 else []
+    ratio = (most / least) ** (1 / (_CURVE_POINTS - 1))
+    # a hair above, lest rounding put an end below what it stands for
+    return [least * ratio**k * (1 + 1e-9) for k in range(_CURVE_POINTS)]
 
 
 def _amount(job: Job) -> float | None:

@@ -71,3 +71,18 @@ def moved_counts(output: str) -> dict[str, int]:
         name = key.removeprefix(MOVED).partition("-")[0]
         counts[name] = counts.get(name, 0) + read_metadata(store, key).num_rows
     return counts
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def forget_failed(output: str, key: str) -> int:
+    """Take the rows out of a results part that failed and cost nothing; tells how many.
+
+    What failed after it was paid for stays: its dollars are nowhere else.
+    """
+    store = open_store(output)
+    rows = read_table(store, key)
+    free = pc.and_(pc.equal(rows["status"], "failed"), pc.is_null(rows["cost_usd"]))
+    kept = rows.filter(pc.invert(free))
+    if len(kept) < len(rows):
+        write_table(store, key, kept)
+    return len(rows) - len(kept)
