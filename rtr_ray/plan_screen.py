@@ -47,7 +47,9 @@ def mix_table(plan: Mapping[str, Any]) -> Table:
     """Who answers how many, and what each alone would cost and score by the estimates."""
     table = Table(title="Who would answer", title_justify="left")
     for name in ("candidate", "rows", "accuracy", "dollars", "all rows: accuracy", "all rows: dollars"):
-        table.add_column(name, justify="left" if name == "candidate" else "right")
+        table.add_column(
+            name, justify="left" if name == "candidate" else "right", no_wrap=name == "candidate"
+        )
     mine = {row["candidate"]: row for row in plan["by_candidate"]}
     for row in sorted(plan["if_all_went_to"], key=lambda row: row["cost_usd"]):
         one = mine.get(row["candidate"])
