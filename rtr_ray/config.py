@@ -106,6 +106,7 @@ class JobKeys(Door):
     encoder: EncoderKeys = EncoderKeys()
     dispatch: DispatchKeys = DispatchKeys()
     sandbox: SandboxKeys | str = SandboxKeys()
+    budget_currency: Literal["tokens", "gpu", "both"] = Field("tokens", description="tokens, gpu or both")
     cluster: ClusterKeys = ClusterKeys()
 
     @property

@@ -20,6 +20,7 @@ from rtr_ray.distributed.deployments import Deployments, Watch
 from rtr_ray.distributed.dispatching import Crew, DispatchWork, Part, part_of
 from rtr_ray.distributed.guard import Guard
 from rtr_ray.distributed.ledger_actor import Snapshot, claim, release
+from rtr_ray.distributed.rent import Rent
 from rtr_ray.grading import Grader
 from rtr_ray.pool import Deployment, Endpoint, Pool, fingerprint
 from rtr_ray.run_folder import RunFolder
@@ -138,6 +139,8 @@ class Answering:
     grader: Grader | None = None
     ledger: Any = field(default=None, init=False)  # actor handle; each folder has one of its own
     guard: Guard | None = None
+    rent: Rent | None = None
+    rented_out: bool = False  # the engines' time has used up the budget
     groups: list[list[Deployment]] = field(default_factory=list)
     rows_total: int | None = None
     stopping: threading.Event = field(default_factory=threading.Event)  # set: finish what is out, and leave
@@ -185,6 +188,8 @@ class Answering:
                 self.deployments.app_name(d) for d in self.pool.deployments.values() if d.endpoint is None
             ]
             self.guard.start()
+        if not self.deployments.attached:
+            self._rent().start()
         self.deployments.start(group)
 
     def stop(self) -> None:
@@ -194,10 +199,18 @@ class Answering:
             with self._told_while_stopping():
                 gone = self.deployments.stop(list(self.pool.deployments.values()))
         finally:
+            if self.rent is not None:
+                self.rent.stop()
             if self.guard is not None:
                 self.guard.stop(gone)
                 self.guard = None
             self._release()
+
+    def _rent(self) -> Rent:
+        if self.rent is None:
+            owned = {name: d for name, d in self.pool.deployments.items() if d.endpoint is None}
+            self.rent = Rent(self.folder, owned, lambda: self.deployments.replicas(list(owned.values())))
+        return self.rent
 
     def _told_while_stopping(self) -> contextlib.AbstractContextManager[Any]:
         return self.screen.stage("stop") if self.guard is not None else contextlib.nullcontext()
@@ -239,6 +252,17 @@ class Answering:
                     break
         snapshot: Snapshot = ray.get(self.ledger.close.remote())
         return snapshot
+
+    def _rent_is_over_budget(self) -> bool:
+        """Whether the engines' time, perhaps with the tokens, has used up the budget; where that counts."""
+        currency, budget = self.keys.budget_currency, self.budget_usd
+        rent = self.rent.usd if self.rent is not None else None
+        if currency == "tokens" or budget is None or rent is None:
+            return False
+        if currency == "both":
+            snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+            rent += snapshot.balance.spent_usd + snapshot.balance.unknown_usd
+        return rent >= budget
 
     def _answer_group(self, group: Sequence[Deployment], feed: Feed, expected: float | None) -> None:
         crews: dict[str, Crew] = {}
@@ -286,6 +310,9 @@ class Answering:
         for part, whole in ended:
             if whole:
                 feed.finished(part)
+        if self._rent_is_over_budget() and not self.stopping.is_set():
+            self.rented_out = True
+            self.stopping.set()
         if self.stopping.is_set():
             if self._stopped_s is None:
                 self._stopped_s = time.monotonic()

@@ -37,7 +37,7 @@ from rtr_ray.parts import UNROUTED
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import PLAN, SUMMARY, RunFolder
 from rtr_ray.screen import Screen, money, summary_table
-from rtr_ray.summary import Tally, summary
+from rtr_ray.summary import Tally, plain, summary
 from rtr_ray.types import Candidate
 
 
@@ -198,9 +198,9 @@ class _Run:
             answering.stop()
         tally = tally_results(self.folder)
         self._check_books(tally, snapshot)
-        if answering.stopping.is_set():
+        if answering.stopping.is_set() and not answering.rented_out:
             raise KeyboardInterrupt
-        return self._finish(plan, tally, snapshot)
+        return self._finish(plan, tally, snapshot, answering)
 
     def _forget_failed(self) -> None:
         """Take rows that failed out of the results, so that they are asked again."""
@@ -251,17 +251,23 @@ class _Run:
                 "please report this."
             )
 
-    def _finish(self, plan: Mapping[str, Any], tally: Tally, snapshot: Any) -> dict[str, Any]:
+    def _finish(
+        self, plan: Mapping[str, Any], tally: Tally, snapshot: Any, answering: Answering
+    ) -> dict[str, Any]:
         counted = sum(tally.rows.values())
-        if counted != plan["rows"]:
+        if counted != plan["rows"] and not answering.rented_out:
             raise LedgerError(
                 f"The corpus has {plan['rows']} rows and the results {counted}. "
                 f"The run folder {self.folder.store.uri} is kept as it is; please report this."
             )
-        status = "budget_exhausted" if tally.rows["skipped_budget"] else "completed"
+        short = tally.rows["skipped_budget"] or answering.rented_out
+        status = "budget_exhausted" if short else "completed"
         found = summary(
             tally, status, plan["rows"], self.job.file.budget_usd, plan["cost_usd"], self.screen.seconds
         )
+        found["cost_usd"]["gpu"] = _rent(answering)
+        found["unanswered"] = plan["rows"] - counted
+        found["if_all_went_to"] = _alternatives(plan)
         balance = snapshot.balance
         found["calls"] = {
             "sent_again": snapshot.sent_again,
@@ -271,6 +277,33 @@ class _Run:
         self.folder.write_json(SUMMARY, found)
         self.folder.update(status=status, stage="done")
         return found
+
+
+def _rent(answering: Answering) -> str | None:
+    """Dollars of the engines' time; None where there is no price for it, or they are somebody else's."""
+    rent = answering.rent
+    usd = rent.usd if rent is not None and any(rent.seconds.values()) else None
+    return None if usd is None else plain(usd)
+
+
+def _alternatives(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What the cheapest and the best single candidate would have cost and scored, by the estimates."""
+    every = [row for row in plan["if_all_went_to"] if row["rows"]]
+    if not every:
+        return {}
+    chosen = {
+        "cheapest": min(every, key=lambda row: row["cost_usd"] / row["rows"]),
+        "best_single": max(every, key=lambda row: row["accuracy"] / row["rows"]),
+    }
+    return {
+        name: {
+            "candidate": row["candidate"],
+            "rows": row["rows"],
+            "cost_usd": row["cost_usd"],
+            "accuracy": row["accuracy"] / row["rows"],
+        }
+        for name, row in chosen.items()
+    }
 
 
 def show_summary(found: Mapping[str, Any], screen: Screen, output: str) -> None:

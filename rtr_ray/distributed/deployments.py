@@ -123,6 +123,16 @@ class Deployments:
             part.replica_states.get("STARTING") for part in app.deployments.values()
         )
 
+    def replicas(self, deployments: Sequence[Deployment]) -> dict[str, int]:
+        """How many replicas of each there are, those that start or stop included."""
+        known = serve.status().applications
+        found = {}
+        for deployment in deployments:
+            app = known.get(self.app_name(deployment))
+            parts = app.deployments.values() if app is not None else ()
+            found[deployment.id] = sum(sum(part.replica_states.values()) for part in parts)
+        return found
+
     def handle(self, deployment: Deployment) -> tuple[str, str]:
         """Deployment and application name, for `serve.get_deployment_handle`."""
         app = serve.status().applications[self.app_name(deployment)]

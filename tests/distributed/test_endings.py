@@ -1,0 +1,138 @@
+"""How runs end and go on: planned only, told to stop, with failed rows; and why a row went where it did."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rtr_ray.config import load_pool
+from rtr_ray.distributed.batch import plan_job, run_job
+from rtr_ray.errors import DataError
+from rtr_ray.explanation import explain
+from rtr_ray.job import Job
+from rtr_ray.run_folder import RunFolder
+from rtr_ray.storage import open_store
+from tests.distributed.conftest import ROOT, Cluster
+from tests.distributed.engine import metered, wait_for_lines
+from tests.distributed.test_batch import metered_usd
+from tests.distributed.workbench import Workbench, money, screen
+
+pytestmark = pytest.mark.ray
+BUDGET: dict[str, Any] = {"policy": {"kind": "budget"}, "grader": None}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, connected: Cluster) -> Workbench:
+    bench = Workbench(tmp_path, f"end-{tmp_path.name[:20]}")
+    bench.pool()
+    bench.router()
+    return bench
+
+
+def test_a_run_that_is_told_to_stop_pays_for_nothing_twice(bench: Workbench, cluster: Cluster) -> None:
+    bench.corpus(600)
+    job = json.loads(bench.job().model_dump_json(exclude_none=True))
+    job["cluster"]["address"] = cluster.address
+    config = bench.folder / "job.yaml"
+    config.write_text(yaml.safe_dump(job))
+    command = [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
+    with bench.serving(strong={"latency_s": 1.5}):
+        first = subprocess.Popen(
+            command,
+            env=cluster.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        wait_for_lines(bench.meter, 60)
+        first.send_signal(signal.SIGTERM)
+        said, _ = first.communicate(timeout=120)
+        assert first.returncode == 130, said
+        assert "what has been asked is waited for" in said
+        head = json.loads((bench.output / "run.json").read_text())
+        assert head["status"] == "interrupted"
+        # what was out came in: as many results as answers, and nothing lost
+        answered = len(metered(bench.meter))
+        assert 60 <= answered < 600
+        assert len(bench.results()) == answered
+        ledger = json.loads((bench.output / "ledger.json").read_text())
+        assert (ledger["in_flight"], ledger["lost"]) == (0, 0)
+        second = subprocess.run(
+            command,
+            env=cluster.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert len(metered(bench.meter)) == len(bench.results()) == 600
+    assert money(bench.results()) == metered_usd(bench)
+
+
+def test_rows_that_failed_are_asked_again_only_when_that_is_wanted(bench: Workbench) -> None:
+    bench.corpus(80, texts={7: "FLAKY: what is 2 + 2?", 8: "POISON, and what is 1 + 1?"})
+    once = {"dispatch": {"chunk": 16, "attempts": 1, "commit_s": 0.2}}
+    with bench.serving():
+        first = bench.run(**once)
+        assert first["rows"]["failed"] == 2
+        asked = len(metered(bench.meter))
+        assert bench.run(**once)["rows"]["failed"] == 2
+        assert len(metered(bench.meter)) == asked
+        again = run_job(Job.check(bench.job(**once)), screen(), retry_failed=True)
+    assert again["rows"] == {"total": 80, "answered": 79, "failed": 1, "skipped_budget": 0}
+    assert len(metered(bench.meter)) == asked + 1
+    assert money(bench.results()) == Decimal(again["cost_usd"]["spent"]) == metered_usd(bench)
+
+
+def test_a_plan_says_what_budgets_buy_and_the_run_goes_on_from_it(bench: Workbench) -> None:
+    bench.corpus(400)
+    file = bench.job(budget_usd="0.006", **BUDGET)
+    plan = plan_job(Job.check(file), screen())
+    assert metered(bench.meter) == []
+    assert (plan["rows"], plan["unrouted"], plan["budget_usd"]) == (400, 0, "0.006")
+    assert 0.97 * 0.006 <= plan["cost_usd"] <= 0.006
+    weak, strong = plan["by_candidate"][1], plan["by_candidate"][0]
+    assert (weak["candidate"], strong["candidate"]) == ("weak:vanilla", "strong:vanilla")
+    assert weak["rows"] + strong["rows"] == 400
+    costs = [point["cost_usd"] for point in plan["curve"]]
+    accuracies = [point["accuracy"] for point in plan["curve"]]
+    assert costs == sorted(costs)
+    assert accuracies == sorted(accuracies)
+    assert (accuracies[0], accuracies[-1]) == (pytest.approx(0.4), pytest.approx(0.8))
+    assert any(point["budget_usd"] == 0.006 for point in plan["curve"])
+    assert json.loads((bench.output / "run.json").read_text())["status"] == "planned"
+    with bench.serving():
+        found = bench.run(budget_usd="0.012", **BUDGET)  # another budget than was planned for
+    assert found["rows"]["answered"] == 400
+    assert Decimal("0.97") * Decimal("0.012") <= Decimal(found["cost_usd"]["spent"]) <= Decimal("0.012")
+    explain_rows(bench)
+
+
+def explain_rows(bench: Workbench) -> None:
+    """Every kind of row has its reasons."""
+    folder, pool = RunFolder(open_store(str(bench.output))), load_pool(str(bench.folder / "pool.yaml"))
+    rows = {row["model"]: row for row in bench.results().to_pylist()}
+    assert set(rows) == {"weak", "strong"}
+    for model, row in rows.items():
+        found = explain(folder, row["query_id"], pool)
+        assert found.chosen is not None
+        assert (found.chosen.model, found.dual_price) == (model, row["dual_price"])
+        assert [one.cost_usd for one in found.options] == sorted(one.cost_usd for one in found.options)
+    cheap = " ".join(explain(folder, rows["weak"]["query_id"], pool).words())
+    assert "weak:vanilla was chosen: expected to be right with 40.0%" in cheap
+    assert "The next better candidate, strong:vanilla, adds 40.0 points" in cheap
+    dear = " ".join(explain(folder, rows["strong"]["query_id"], pool).words())
+    assert "more money would have changed nothing" in dear
+    with pytest.raises(DataError, match="has no row 'nobody'"):
+        explain(folder, "nobody", pool)
