@@ -229,7 +229,7 @@ class Answerer:
     async def _read_sample(self, strategy: Strategy, sample: Sample, thinks: bool) -> str | None:
         text = without_thinking(sample.text)
         # where the chat template writes the opening <think>, an answer that is cut in it has no tag at all
-        unfinished = thinks and sample.finish_reason == "length" and "</think>" not in sample.text
+        unfinished = thinks and sample.finish_reason in ("length", "budget") and "</think>" not in sample.text
         if text is None or unfinished:
             return None
         found = READERS[strategy.answer](text)

@@ -17,6 +17,7 @@ import typer
 from rtr_ray.errors import ConfigError, RtrError
 
 if TYPE_CHECKING:
+    from rtr_ray.job import Job
     from rtr_ray.screen import Screen
 
 app = typer.Typer(
@@ -30,6 +31,9 @@ BUDGET_EXHAUSTED, INTERRUPTED = 3, 130
 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Move what lies in the output aside and begin anew.")]
 Budget = Annotated[str | None, typer.Option("--budget-usd", help="Dollars that may be spent at most.")]
+Config = Annotated[Path, typer.Option("--config", help="A job.yaml.")]
+Output = Annotated[str | None, typer.Option("--output", help="Another run folder than the file's.")]
+Address = Annotated[str | None, typer.Option("--address", help="A running Ray cluster.")]
 PoolOption = Annotated[str, typer.Option("--pool", help="A pool.yaml, or 'embedded' or 'paper'.")]
 
 
@@ -55,32 +59,83 @@ def _error(message: str) -> None:
 
 
 @app.command()
-def run(
-    config: Annotated[Path, typer.Option("--config", help="A job.yaml.")],
+def plan(
+    config: Config,
     budget_usd: Budget = None,
-    output: Annotated[
-        str | None, typer.Option("--output", help="Another run folder than the file's.")
-    ] = None,
-    address: Annotated[str | None, typer.Option("--address", help="A running Ray cluster.")] = None,
+    output: Output = None,
+    address: Address = None,
     fresh: Fresh = False,
+) -> None:
+    """Say what a budget buys, before a cent is spent. `run` goes on from there."""
+    with _screen() as screen:
+        job = _checked(screen, config, budget_usd, output, address)
+        from rtr_ray.distributed.batch import plan_job
+
+        found = plan_job(job, screen, fresh)
+    from rtr_ray.plan_screen import show_plan
+
+    show_plan(found, screen.console)
+
+
+@app.command()
+def run(
+    config: Config,
+    budget_usd: Budget = None,
+    output: Output = None,
+    address: Address = None,
+    fresh: Fresh = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask rows again that failed and were not paid for.")
+    ] = False,
 ) -> None:
     """Route and answer a corpus. The same command goes on where an earlier one stopped."""
     with _screen() as screen:
-        from rtr_ray.config import load_job
-
-        changes = {"budget_usd": budget_usd, "output": output, "cluster.address": address}
-        file = load_job(config, {key: value for key, value in changes.items() if value is not None})
-        from rtr_ray.job import Job
-
-        with screen.stage("check", unit="splits") as stage:
-            job = Job.check(file)
-            stage.done = len(job.splits)
+        job = _checked(screen, config, budget_usd, output, address)
         from rtr_ray.distributed.batch import run_job, show_summary
 
-        found = run_job(job, screen, fresh)
-    show_summary(found, screen, file.output)
+        found = run_job(job, screen, fresh, retry_failed)
+    show_summary(found, screen, job.file.output)
     if found["status"] == "budget_exhausted":
         raise typer.Exit(BUDGET_EXHAUSTED)
+
+
+@app.command()
+def explain(
+    folder: Annotated[str, typer.Argument(help="The run folder, local or s3://.")],
+    query_id: Annotated[str, typer.Option("--query-id", help="The row's id, as its results have it.")],
+    pool: Annotated[str | None, typer.Option("--pool", help="Its pool; none: as the run has it.")] = None,
+) -> None:
+    """Say why a row of a run went where it did, and what more money would have changed."""
+    with _screen() as screen:
+        from rtr_ray.config import load_pool
+        from rtr_ray.explanation import explain as explained
+        from rtr_ray.explanation import pool_of
+        from rtr_ray.run_folder import RunFolder
+        from rtr_ray.storage import open_store
+
+        run_folder = RunFolder(open_store(folder))
+        found = explained(run_folder, query_id, load_pool(pool or pool_of(run_folder)))
+    from rtr_ray.plan_screen import options_table
+
+    screen.console.print(options_table(found))
+    for sentence in found.words():
+        screen.say(sentence)
+
+
+def _checked(
+    screen: Screen, config: Path, budget_usd: str | None, output: str | None, address: str | None
+) -> Job:
+    """The job of a file and the flags beside it."""
+    from rtr_ray.config import load_job
+
+    changes = {"budget_usd": budget_usd, "output": output, "cluster.address": address}
+    file = load_job(config, {key: value for key, value in changes.items() if value is not None})
+    from rtr_ray.job import Job
+
+    with screen.stage("check", unit="splits") as stage:
+        job = Job.check(file)
+        stage.done = len(job.splits)
+    return job
 
 
 @app.command()

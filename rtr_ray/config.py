@@ -123,11 +123,19 @@ class JobFile(JobKeys):
     router: str | RouterKeys = Field(description="a folder that rtr-ray train wrote")
     corpus: CorpusKeys
     output: str = Field(description="the run folder, local or s3://")
-    policy: dict[str, Any] = Field(
-        default_factory=lambda: {"kind": "score", "lam": 0.7}, description="kind and its fields"
+    policy: dict[str, Any] | None = Field(
+        None, description="kind and its fields; none: budget where there is one, else score"
     )
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
+    autopilot: bool = Field(True, description="true or false")
     grader: str | dict[str, Any] | None = Field(None, description="exact, numeric, multiple_choice, ...")
+
+    @property
+    def policy_spec(self) -> dict[str, Any]:
+        """What to optimise, but for the amount: that may be raised as the run goes on."""
+        if self.policy is not None:
+            return self.policy
+        return {"kind": "score", "lam": 0.7} if self.budget_usd is None else {"kind": "budget"}
 
     @property
     def router_keys(self) -> RouterKeys:

@@ -1,13 +1,15 @@
 """From requests to outcomes: how many are in flight, what is sent again, and what becomes of bad rows.
 
-Every request is reserved in the ledger before it goes out. Outcomes come back as they finish,
-with their reservation still open: whoever makes them durable settles them (see `settlement`).
+Every request is reserved in the ledger before it goes out: its worst case, or where that is scarce
+what it will hardly exceed, and then it is held to that. Outcomes come back as they finish, with
+their reservation still open: whoever makes them durable settles them (see `settlement`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -21,44 +23,16 @@ from collections.abc import (
 )
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Protocol
 
+from rtr_ray.books import Books as Books
+from rtr_ray.books import Reservation as Reservation
+from rtr_ray.books import Settlement as Settlement
+from rtr_ray.books import settlement as settlement
 from rtr_ray.errors import ConfigError, RtrError, TransientError
-from rtr_ray.executors.base import Executor, Failure, Reply
+from rtr_ray.executors.base import Executor, ExtendingExecutor, Failure, Limit, Reply
 from rtr_ray.ledger import Grant
-from rtr_ray.pool import Pool
-from rtr_ray.types import Candidate, Outcome, Request, Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A request's worst case, to be set aside."""
-
-    key: str
-    candidate: Candidate
-    worst_case_usd: Decimal
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """How a reservation ends."""
-
-    key: str
-    usage: Usage | None = None  # None: nothing was used, or nobody knows
-    cost_usd: Decimal = Decimal(0)
-    lost: bool = False  # something may have been used, and nobody knows how much
-
-
-class Books(Protocol):
-    """The ledger as dispatch sees it; behind it may be another process."""
-
-    async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
-        """Set worst cases aside; one answer each."""
-        ...
-
-    async def settle(self, settlements: Sequence[Settlement]) -> None:
-        """End reservations."""
-        ...
+from rtr_ray.pool import MTOK, Pool
+from rtr_ray.types import Outcome, Request, Sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +52,6 @@ class Settings:
         for name in ("backoff_s", "max_backoff_s", "timeout_s"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"dispatch.{name} is {getattr(self, name)}; a positive number is needed.")
-
-
-def settlement(pool: Pool, outcome: Outcome) -> Settlement | None:
-    """How the reservation of a finished outcome ends; None where it holds none any more."""
-    if outcome.usage is None:
-        return Settlement(outcome.key, lost=True) if outcome.status == "answered" else None
-    return Settlement(outcome.key, outcome.usage, pool.cost_usd(outcome.candidate, outcome.usage))
 
 
 @dataclass(slots=True)
@@ -118,6 +85,7 @@ class Gate:
 class _Attempt:
     request: Request
     number: int = 1  # 1: the first time
+    limit: Limit | None = None  # None: its worst case has been set aside
 
 
 @dataclass(slots=True)
@@ -146,6 +114,13 @@ class Dispatcher:
     _starved: bool = False  # the last that were asked for wait for the budget
     _broken: BaseException | None = None
     _waiting: int = 0  # requests that wait to be sent again
+    _draining: bool = False
+    _name: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
+    _asked: int = 0  # reservations
+    _extends: bool = field(init=False, default=False)  # whether answers can ask for more
+
+    def __post_init__(self) -> None:
+        self._extends = isinstance(self.executor, ExtendingExecutor)
 
     async def run(self, requests: Iterable[Request]) -> AsyncGenerator[Outcome, None]:
         """One outcome per request, as they finish.
@@ -182,9 +157,17 @@ class Dispatcher:
             self._broken = error
         self._done.put_nowait(None)  # it may wait for replies, or for a budget that nobody will free any more
 
+    def drain(self) -> None:
+        """End the run early: nothing more is sent, what has been sent is waited for."""
+        self._draining = self._exhausted = True
+        self._source = iter(())
+        self._pending.clear()
+        self._done.put_nowait(None)
+
     def _idle(self) -> bool:
         """Whether no outcome will come any more."""
-        left = self._flying or self._waiting or self._pending or not self._exhausted
+        again = self._waiting and not self._draining
+        left = self._flying or again or self._pending or not self._exhausted
         return self._done.empty() and (not left or self._broken is not None)
 
     async def _stop(self) -> None:
@@ -222,12 +205,17 @@ class Dispatcher:
                 break
             self.gate.taken += len(chunk)  # before anything is awaited: others look at the gate too
             granted: list[_Attempt] = []
+            never: list[tuple[_Attempt, Reservation]] = []
             try:
-                for attempt, grant in zip(chunk, await self._reserve(chunk), strict=True):
+                reservations, grants = await self._reserve(chunk)
+                for attempt, asked, grant in zip(chunk, reservations, grants, strict=True):
                     if grant is Grant.NEVER:
-                        refused.append(_skipped(attempt))
+                        never.append((attempt, asked))
+                    elif grant is Grant.WAIT:
+                        blocked.append(attempt)
                     else:
-                        (granted if grant is Grant.GRANTED else blocked).append(attempt)
+                        attempt.limit = self._limit(attempt, asked) if grant is Grant.LEAST else None
+                        granted.append(attempt)
             finally:
                 self._starved = bool(blocked)
                 keys = {attempt.request.key for attempt in granted}
@@ -235,9 +223,13 @@ class Dispatcher:
                 self._reserved |= keys
                 if len(granted) < len(chunk):
                     self.gate.leave(len(chunk) - len(granted))
-            self._pending.extendleft(reversed(blocked))
+            if not self._draining:
+                self._pending.extendleft(reversed(blocked))
             if granted:
                 self._start(self._execute(granted))
+            if never:
+                left_usd = await self.books.left_usd()
+                refused = [_skipped(attempt, asked, left_usd) for attempt, asked in never]
         return refused
 
     def _room(self) -> int:
@@ -264,20 +256,31 @@ class Dispatcher:
                 break
         return taken
 
-    async def _reserve(self, chunk: Sequence[_Attempt]) -> list[Grant]:
-        """Ask for the worst cases. Cancelled meanwhile, give back what is granted: nothing was sent."""
-        reservations = [
-            Reservation(a.request.key, a.request.candidate, self.pool.worst_case_usd(a.request))
-            for a in chunk
-        ]
+    async def _reserve(self, chunk: Sequence[_Attempt]) -> tuple[list[Reservation], list[Grant]]:
+        """Ask for money. Cancelled meanwhile, give back what is granted: nothing was sent."""
+        reservations = [self._reservation(attempt.request) for attempt in chunk]
         asking = asyncio.ensure_future(self.books.reserve(reservations))
         try:
-            return await asyncio.shield(asking)
+            return reservations, await asyncio.shield(asking)
         except asyncio.CancelledError:
             with contextlib.suppress(Exception):  # the ledger may be what broke
                 grants = zip(reservations, await asking, strict=True)
-                await self.books.settle([Settlement(r.key) for r, grant in grants if grant is Grant.GRANTED])
+                await self.books.settle([Settlement(r.key) for r, grant in grants if grant.given])
             raise
+
+    def _reservation(self, request: Request) -> Reservation:
+        worst, tokens = self.pool.worst_case_usd(request), request.expected_tokens
+        if tokens is None or tokens >= request.max_tokens or request.candidate.samples > 1:
+            return Reservation(request.key, request.candidate, worst)
+        least = self.pool.price(request.candidate).worst_case_usd(request.max_input_tokens, max(tokens, 1))
+        self._asked += 1
+        call = f"{self._name}-{self._asked}"
+        return Reservation(request.key, request.candidate, worst, least, self._extends, call)
+
+    def _limit(self, attempt: _Attempt, asked: Reservation) -> Limit:
+        price = self.pool.price(attempt.request.candidate)
+        tokens = max(attempt.request.expected_tokens or 0, 1)
+        return Limit(tokens, price.output_usd_per_mtok / MTOK, asked.call)
 
     async def _settle(self, one: Settlement) -> None:
         """Close a reservation: once, even if we are cancelled meanwhile."""
@@ -308,7 +311,7 @@ class Dispatcher:
                 patience = asyncio.timeout(self.settings.timeout_s)
                 try:
                     if replies is None:
-                        replies = self.executor.execute([attempt.request for attempt in chunk])
+                        replies = self._replies(chunk)
                     async with patience:
                         reply = await anext(replies)
                 except StopAsyncIteration:
@@ -330,11 +333,21 @@ class Dispatcher:
         for key, attempt in open_.items():
             await self._finish(attempt, Failure(key, reason, transient, maybe_paid=True))
 
+    def _replies(self, chunk: Sequence[_Attempt]) -> AsyncIterator[Reply]:
+        if any(attempt.limit for attempt in chunk) and isinstance(self.executor, ExtendingExecutor):
+            requests, limits = [a.request for a in chunk], [a.limit for a in chunk]
+            return self.executor.execute_limited(requests, limits, self.books)
+        return self.executor.execute(
+            [replace(a.request, max_tokens=a.limit.tokens) if a.limit else a.request for a in chunk]
+        )
+
     async def _finish(self, attempt: _Attempt, reply: Reply) -> None:
         """What a reply means: an outcome, or another attempt. In flight until that is decided."""
         key = reply.key
         if isinstance(reply, Outcome):
             outcome = replace(reply, attempts=attempt.number)
+            if attempt.limit is not None and not self._extends:
+                outcome = replace(outcome, samples=tuple(map(_cut_by_budget, outcome.samples)))
             if settlement(self.pool, outcome) is None:  # it failed, and nobody will settle it later
                 await self._settle(Settlement(key, lost=outcome.status == "failed"))
             self._done.put_nowait(outcome)
@@ -355,7 +368,8 @@ class Dispatcher:
     async def _later(self, attempt: _Attempt, failure: Failure) -> None:
         pause = min(self.settings.backoff_s * 2 ** (attempt.number - 1), self.settings.max_backoff_s)
         await self.sleep(pause if failure.retry_after_s is None else failure.retry_after_s)
-        self._pending.append(_Attempt(attempt.request, attempt.number + failure.sent))
+        if not self._draining:
+            self._pending.append(_Attempt(attempt.request, attempt.number + failure.sent))
         self._waiting -= 1
         self._done.put_nowait(None)
 
@@ -388,13 +402,22 @@ def _failed(attempt: _Attempt, failure: Failure) -> Outcome:
     )
 
 
-def _skipped(attempt: _Attempt) -> Outcome:
+def _skipped(attempt: _Attempt, asked: Reservation, left_usd: Decimal | None) -> Outcome:
     request = attempt.request
+    least = "" if asked.least_usd is None else f", and ${asked.least_usd:f} with the answer that is expected"
     return Outcome(
         request.query_id,
         request.candidate,
         attempts=attempt.number - 1,
-        error="the rest of the budget does not cover the worst case of this request",
+        error=(
+            f"the budget does not cover this request: it may cost ${asked.worst_case_usd:f}{least}; "
+            f"${left_usd or 0:f} are left"
+        ),
         sample=request.sample,
         status="skipped_budget",
     )
+
+
+def _cut_by_budget(sample: Sample) -> Sample:
+    # the request itself allowed more: only the money did not
+    return replace(sample, finish_reason="budget") if sample.finish_reason == "length" else sample

@@ -12,7 +12,7 @@ from rtr_ray.config import ColumnKeys, JobFile, SandboxKeys, load_pool
 from rtr_ray.corpus import Columns, Corpus, Split
 from rtr_ray.errors import ConfigError
 from rtr_ray.policies import KNOWN
-from rtr_ray.policies.base import Policy
+from rtr_ray.policies.base import Budgeted, Policy
 from rtr_ray.pool import Pool, fingerprint
 from rtr_ray.reading import open_corpus
 from rtr_ray.router import RouterFolder
@@ -42,7 +42,7 @@ class Job:
         """
         check_output(file.output)
         pool = load_pool(file.pool)
-        policy: Policy = registry.build(file.policy, KNOWN, "policy")
+        policy = _policy(file)
         grader = build_grader(file.grader)
         if isinstance(grader, grading.Reference | grading.Judge):
             raise ConfigError(
@@ -67,12 +67,25 @@ class Job:
         file = self.file
         return {
             "config": fingerprint(
-                [file.policy, file.grader, file.router_keys.untrained, file.sandbox_keys.model_dump()]
+                [file.policy_spec, file.grader, file.router_keys.untrained, file.sandbox_keys.model_dump()]
             ),
             "corpus": self.corpus.fingerprint,
             "router": self.router.fingerprint,
             "pool": self.pool.fingerprint,
         }
+
+
+def _policy(file: JobFile) -> Policy:
+    """The policy, with the budget that it has to keep to."""
+    policy: Policy = registry.build(file.policy_spec, KNOWN, "policy")
+    if not (isinstance(policy, Budgeted) and policy.divides_usd):
+        return policy
+    if file.budget_usd is None:
+        raise ConfigError(
+            f"The policy '{file.policy_spec['kind']}' divides a budget, and the job has none. Give it a "
+            "budget_usd (or --budget-usd), which also is the most that the run may spend."
+        )
+    return policy.within(float(file.budget_usd), refuse=True)
 
 
 def check_output(output: str) -> None:

@@ -1,7 +1,9 @@
-"""Money: reserve the worst case, settle what was used, release the rest.
+"""Money: reserve what a call may cost, settle what was used, release the rest.
 
 At every moment `spent + reserved + unknown <= budget`: a request goes out only after the most
-that it can cost has been set aside. All amounts are exact decimals.
+that it can cost has been set aside. Where worst cases would leave no room for others, less is set
+aside, and the call may cost no more than that until it gets an extension. All amounts are exact
+decimals.
 """
 
 from __future__ import annotations
@@ -16,14 +18,22 @@ from rtr_ray.errors import LedgerError, StorageError
 from rtr_ray.types import Candidate, Usage
 
 ZERO = Decimal(0)
+PLENTY = Decimal("0.25")  # of what is left: as long as less is reserved, nobody has to do with less
+HEADROOM = Decimal("0.1")  # of what is left: kept from new calls, for those that must be extended
 
 
 class Grant(Enum):
-    """What a reservation is answered with."""
+    """What a reservation, or an extension, is answered with."""
 
-    GRANTED = "granted"
+    GRANTED = "granted"  # all that was asked for
+    LEAST = "least"  # the smaller amount: the call may cost no more than that
     WAIT = "wait"  # it would fit once other reservations are released
     NEVER = "never"  # it exceeds the budget even if nothing else were in flight
+
+    @property
+    def given(self) -> bool:
+        """Whether something was set aside."""
+        return self in (Grant.GRANTED, Grant.LEAST)
 
 
 @dataclass(slots=True)
@@ -60,7 +70,7 @@ class Balance:
     budget_usd: Decimal | None  # None: unlimited
     spent_usd: Decimal
     reserved_usd: Decimal
-    unknown_usd: Decimal  # worst case of calls whose reply was lost
+    unknown_usd: Decimal  # set aside for calls whose reply was lost
     unknown_calls: int
     in_flight: int
     accounts: Mapping[Candidate, Account]
@@ -121,6 +131,15 @@ class Record:
 
 
 @dataclass(slots=True)
+class _Open:
+    """A reservation that is not closed yet."""
+
+    candidate: Candidate
+    usd: Decimal
+    call: str
+
+
+@dataclass(slots=True)
 class Ledger:
     """The books of one run. Not thread-safe: one owner at a time (an actor, when distributed).
 
@@ -142,7 +161,7 @@ class Ledger:
     unknown_usd: Decimal = ZERO
     unknown_calls: int = 0
     accounts: dict[Candidate, Account] = field(default_factory=dict)
-    _open: dict[str, tuple[Candidate, Decimal]] = field(default_factory=dict)
+    _open: dict[str, _Open] = field(default_factory=dict)
 
     def book(self, candidate: Candidate, account: Account) -> None:
         """Take over what an earlier part of the same run has spent."""
@@ -164,45 +183,117 @@ class Ledger:
         """How many reservations are open."""
         return len(self._open)
 
-    def reserve(self, key: str, candidate: Candidate, worst_case_usd: Decimal) -> Grant:
-        """Set the worst case of a call aside, before it goes out.
+    @property
+    def left_usd(self) -> Decimal | None:
+        """What is neither spent nor lost, whether it is set aside or not; None without a budget."""
+        return None if self.budget_usd is None else self.budget_usd - self.spent_usd - self.unknown_usd
+
+    def reserve(
+        self,
+        key: str,
+        candidate: Candidate,
+        worst_case_usd: Decimal,
+        least_usd: Decimal | None = None,
+        grows: bool = False,
+        call: str = "",
+    ) -> Grant:
+        """Set money aside for a call, before it goes out: its worst case, or less where that is scarce.
+
+        A call that grows gets its worst case while little of what is left is set aside (`PLENTY`),
+        and the smaller amount after that; a share of what is left (`HEADROOM`) is kept for
+        extensions. One that does not grow would be cut, so it waits for its worst case, and gets the
+        smaller amount only where the worst case exceeds all that is left.
+
+        Args:
+            key: Of the request.
+            candidate: Whose account will be charged.
+            worst_case_usd: The most that the call can cost.
+            least_usd: What it will hardly exceed; None where it cannot be held to that.
+            grows: Whether the call can get more while it runs (see `extend`).
+            call: Which sending of the request this is; an extension must name the same.
 
         Raises:
-            LedgerError: If the key holds a reservation already, or the amount is negative.
+            LedgerError: If the key holds a reservation already, or an amount is negative.
         """
         if key in self._open:
             raise LedgerError(f"The request {key} is reserved already; settle, release or lose it first.")
-        if worst_case_usd < 0:
-            raise LedgerError(
-                f"The request {key} asks for {worst_case_usd} dollars; an amount is not negative."
-            )
-        if self.budget_usd is not None and worst_case_usd > 0:
-            gone = self.spent_usd + self.unknown_usd
-            if gone + worst_case_usd > self.budget_usd:
-                return Grant.NEVER
-            if gone + self.reserved_usd + worst_case_usd > self.budget_usd:
-                return Grant.WAIT
-        self._open[key] = (candidate, worst_case_usd)
-        self.reserved_usd += worst_case_usd
-        return Grant.GRANTED
+        least = worst_case_usd if least_usd is None else min(least_usd, worst_case_usd)
+        if least < 0:
+            raise LedgerError(f"The request {key} asks for {least} dollars; an amount is not negative.")
+        grant = self._grant(worst_case_usd, least, grows and least < worst_case_usd)
+        if grant.given:
+            usd = worst_case_usd if grant is Grant.GRANTED else least
+            self._open[key] = _Open(candidate, usd, call)
+            self.reserved_usd += usd
+        return grant
+
+    def _grant(self, worst: Decimal, least: Decimal, grows: bool) -> Grant:
+        left = self.left_usd
+        if left is None or worst == 0:
+            return Grant.GRANTED
+        if least > left:
+            return Grant.NEVER
+        if grows:
+            if self.reserved_usd + worst <= PLENTY * left:
+                return Grant.GRANTED
+            # a call that is alone has nobody to wait for
+            fits = self.reserved_usd == 0 or self.reserved_usd + least <= (1 - HEADROOM) * left
+            return Grant.LEAST if fits else Grant.WAIT
+        free = left - self.reserved_usd
+        if worst <= left:
+            return Grant.GRANTED if worst <= free else Grant.WAIT
+        return Grant.LEAST if least <= free else Grant.WAIT
+
+    def extend(self, key: str, call: str, usd: Decimal, least_usd: Decimal | None = None) -> Grant:
+        """Set more aside for a call that is running.
+
+        Args:
+            key: Of the request.
+            call: As it was reserved; a call that was given up meanwhile gets no more.
+            usd: What it would like to have on top.
+            least_usd: What would help it, too.
+
+        Raises:
+            LedgerError: If an amount is negative.
+        """
+        least = usd if least_usd is None else min(least_usd, usd)
+        if least < 0:
+            raise LedgerError(f"The request {key} asks for {least} dollars more; an amount is not negative.")
+        held = self._open.get(key)
+        if held is None or held.call != call:
+            return Grant.NEVER
+        left = self.left_usd
+        if left is not None:
+            free = left - self.reserved_usd
+            if least > free:
+                return Grant.WAIT if held.usd + least <= left else Grant.NEVER
+            grant = Grant.GRANTED if usd <= free else Grant.LEAST
+        else:
+            grant = Grant.GRANTED
+        more = usd if grant is Grant.GRANTED else least
+        held.usd += more
+        self.reserved_usd += more
+        return grant
+
+    def take_back(self, key: str, usd: Decimal) -> None:
+        """Give back a part of a reservation: an extension that its call never heard of."""
+        held = self._open[key]
+        held.usd -= usd
+        self.reserved_usd -= usd
 
     def settle(self, key: str, usage: Usage, cost_usd: Decimal) -> None:
         """Book what a call has used, and give back the rest of its reservation."""
-        candidate, reserved = self._close(key)
-        self.reserved_usd -= reserved
+        held = self._close(key)
         self.spent_usd += cost_usd
-        self.accounts.setdefault(candidate, Account()).add(usage, cost_usd)
+        self.accounts.setdefault(held.candidate, Account()).add(usage, cost_usd)
 
     def release(self, key: str) -> None:
         """Give back the reservation of a call that cost nothing."""
-        _, reserved = self._close(key)
-        self.reserved_usd -= reserved
+        self._close(key)
 
     def lose(self, key: str) -> None:
-        """Book the worst case of a call whose reply was lost: it may have been paid, and nobody knows."""
-        _, reserved = self._close(key)
-        self.reserved_usd -= reserved
-        self.unknown_usd += reserved
+        """Book all that was set aside for a call whose reply was lost: nobody knows what was paid of it."""
+        self.unknown_usd += self._close(key).usd
         self.unknown_calls += 1
 
     def balance(self) -> Balance:
@@ -217,10 +308,12 @@ class Ledger:
             {candidate: replace(account) for candidate, account in self.accounts.items()},
         )
 
-    def _close(self, key: str) -> tuple[Candidate, Decimal]:
+    def _close(self, key: str) -> _Open:
         try:
-            return self._open.pop(key)
+            held = self._open.pop(key)
         except KeyError:
             raise LedgerError(
                 f"The request {key} holds no reservation; it was closed twice or never made."
             ) from None
+        self.reserved_usd -= held.usd
+        return held

@@ -141,7 +141,8 @@ def pivot(table: pa.Table, candidates: Sequence[Candidate] | None = None) -> Out
         values_R = table[name].cast(pa.float64()).to_numpy(zero_copy_only=False)[keep_R]
         return _cell_means(values_R, index_R, shape)
 
-    cut_R = pc.fill_null(pc.equal(table["finish_reason"], "length"), False).cast(pa.float64())
+    cut = pc.is_in(table["finish_reason"], pa.array(["length", "budget"]))
+    cut_R = pc.fill_null(cut, False).cast(pa.float64())
     texts = {
         name: table[name].take(pa.array(first)).to_pylist()
         for name in ("query", "group_id", "dataset", "split")

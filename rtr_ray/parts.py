@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
@@ -16,14 +16,16 @@ import numpy as np
 import pyarrow as pa
 
 from rtr_ray.corpus import MESSAGES, OWN, QUERY_ID, ROW_ERROR, TEXT
+from rtr_ray.corrections import Corrections
 from rtr_ray.policies.base import FittedPolicy, with_runner_up
 from rtr_ray.pool import Pool, only_text, size_of
 from rtr_ray.router import Router
 from rtr_ray.schemas import PREDICTIONS, RESULTS, stamp, stamped
-from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Query, RoutingTable
+from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Plan, Query, RoutingTable
 
 ESTIMATES = ("accuracy", "output_tokens", "output_tokens_p95", "cost_usd")
 """The columns of a table part that hold one number per candidate: `_accuracy`, ..."""
+UNROUTED = "unrouted"
 
 
 def table_part(
@@ -96,40 +98,87 @@ def routing_table(part: pa.Table) -> RoutingTable:
     )
 
 
-def plan_parts(part: pa.Table, policy: FittedPolicy) -> tuple[dict[Candidate, pa.Table], pa.Table]:
+@dataclass(frozen=True, slots=True)
+class Version:
+    """By what a plan was made."""
+
+    policy: FittedPolicy
+    number: int = 0
+    corrections: Corrections = field(default_factory=Corrections)
+    dual_price: float | None = None  # accuracy per dollar, of a policy that has a budget
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What a plan expects of one candidate: sums over its rows."""
+
+    rows: int = 0
+    accuracy: float = 0.0
+    output_tokens: float = 0.0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Expected) -> Expected:
+        return Expected(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def expected(plan: Plan) -> dict[Candidate, Expected]:
+    """What a plan expects, by candidate."""
+    table = plan.table
+    sums = {}
+    for candidate, index_G in plan.groups().items():
+        column = table.candidates.index(candidate)
+        values = (getattr(table, name)[index_G, column] for name in ("accuracy", "output_tokens", "cost_usd"))
+        sums[candidate] = Expected(len(index_G), *(float(v.sum(dtype=np.float64)) for v in values))
+    return sums
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Planned:
+    """What becomes of the rows of a table part."""
+
+    rows: Mapping[Candidate, pa.Table]  # longest predicted answer first
+    expected: Mapping[Candidate, Expected]
+    nowhere: pa.Table  # results of rows that are unusable, or too long for every candidate
+
+
+def plan_part(part: pa.Table, pool: Pool, version: Version) -> Planned:
     """Choose for every row of a table part.
 
-    Returns:
-        The rows of each candidate, longest predicted answer first, and the results of the rows
-        that go nowhere (unusable, or too long for every candidate).
+    The rows say what the router predicted; how much longer answers have turned out since is in the
+    version, and in the upper quantile that is set aside for an answer.
     """
-    plan = with_runner_up(policy, routing_table(part))
+    raw = routing_table(part)
+    plan = with_runner_up(version.policy, version.corrections.apply(raw, pool))
     assert plan.runner_up is not None
     dropped = [f"_{name}" for name in ESTIMATES] + ["_allowed", "_embedding"]
     rows = part.drop_columns([name for name in dropped if name in part.column_names])
-    names = [str(candidate) for candidate in plan.table.candidates]
+    names = [str(candidate) for candidate in raw.candidates]
     groups: dict[Candidate, pa.Table] = {}
     for candidate, index_G in plan.groups().items():
-        column = plan.table.candidates.index(candidate)
+        column = raw.candidates.index(candidate)
         tokens_G = plan.table.output_tokens[index_G, column]
         index_G = index_G[np.argsort(-tokens_G, kind="stable")]
-        runner_up = [names[c] if c >= 0 else None for c in plan.runner_up[index_G]]
-        predicted = {
-            "model": [candidate.model] * len(index_G),
-            "strategy": [candidate.strategy] * len(index_G),
-            "samples": [candidate.samples] * len(index_G),
-            "predicted_accuracy": plan.table.accuracy[index_G, column],
-            "predicted_output_tokens": plan.table.output_tokens[index_G, column],
+        count = len(index_G)
+        values = {
+            "model": [candidate.model] * count,
+            "strategy": [candidate.strategy] * count,
+            "samples": [candidate.samples] * count,
+            "predicted_accuracy": raw.accuracy[index_G, column],
+            "predicted_output_tokens": raw.output_tokens[index_G, column],
             "predicted_output_tokens_p95": plan.table.output_tokens_p95[index_G, column],
-            "predicted_cost_usd": plan.table.cost_usd[index_G, column],
-            "runner_up": runner_up,
+            "predicted_cost_usd": raw.cost_usd[index_G, column],
+            "runner_up": [names[c] if c >= 0 else None for c in plan.runner_up[index_G]],
+            "plan_version": [version.number] * count,
+            "dual_price": [version.dual_price] * count,
         }
         group = rows.take(pa.array(index_G))
-        for field in PREDICTIONS:
-            group = group.append_column(field, pa.array(predicted[field.name]).cast(field.type))
+        for kept in PREDICTIONS:
+            value = values[kept.name]
+            column_G = pa.array(value, kept.type) if isinstance(value, list) else pa.array(value)
+            group = group.append_column(kept, column_G.cast(kept.type))
         groups[candidate] = group.replace_schema_metadata(None)
     nowhere = rows.filter(pa.array(~plan.routed)).replace_schema_metadata(None)
-    return groups, _unrouted(nowhere)
+    return Planned(groups, expected(plan), _unrouted(nowhere))
 
 
 def _unrouted(rows: pa.Table) -> pa.Table:
@@ -147,6 +196,11 @@ def plan_key(candidate: Candidate, number: int) -> str:
     """Where a plan part lies in its run folder."""
     folder = f"plan/model={quote(candidate.model, safe='')}/strategy={quote(candidate.strategy, safe='')}"
     return f"{folder}/part-{candidate.samples}x-{number:06d}.parquet"
+
+
+def unrouted_key(number: int) -> str:
+    """Where the results lie of a slice's rows that go nowhere."""
+    return f"results/part-{UNROUTED}-{number:06d}.parquet"
 
 
 def queries(part: pa.Table) -> Iterator[tuple[Query, Candidate]]:
@@ -191,6 +245,8 @@ def result_rows(
                 "predicted_output_tokens",
                 "predicted_cost_usd",
                 "runner_up",
+                "plan_version",
+                "dual_price",
             )
         },
         **{
@@ -227,13 +283,13 @@ def _results(rows: pa.Table, values: Mapping[str, Any]) -> pa.Table:
     table = rows.drop_columns(
         [name for name in rows.column_names if name in (*OWN, QUERY_ID) or name in PREDICTIONS.names]
     )
-    for field in RESULTS:
-        value = values.get(field.name)
+    for wanted in RESULTS:
+        value = values.get(wanted.name)
         if value is None:
-            column = pa.nulls(len(rows), field.type)
+            column = pa.nulls(len(rows), wanted.type)
         elif isinstance(value, pa.ChunkedArray):
-            column = value.cast(field.type)
+            column = value.cast(wanted.type)
         else:
-            column = pa.array(value, field.type)
-        table = table.append_column(field, column)
+            column = pa.array(value, wanted.type)
+        table = table.append_column(wanted, column)
     return stamped(table)

@@ -67,6 +67,8 @@ PREDICTIONS = pa.schema(
         ("predicted_output_tokens_p95", pa.float64()),
         ("predicted_cost_usd", pa.float64()),
         ("runner_up", pa.string()),
+        ("plan_version", pa.int32()),
+        ("dual_price", pa.float64()),  # accuracy per dollar at which the row was chosen; null: no budget
     ]
 )
 """What a plan row says beside the query and the user's columns."""
@@ -88,6 +90,8 @@ RESULTS = pa.schema(
         ("predicted_output_tokens", pa.float64()),
         ("predicted_cost_usd", pa.float64()),
         ("runner_up", pa.string()),
+        ("plan_version", pa.int32()),
+        ("dual_price", pa.float64()),
         ("finish_reason", pa.string()),
         ("latency_s", pa.float64()),
         ("attempts", pa.int32()),

@@ -218,6 +218,7 @@ class Request:
     stop: tuple[str, ...] = ()
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     sample: int = 0  # 0, 1, 2... where the same cell is asked several times
+    expected_tokens: int | None = None  # 95% quantile of a sample's output tokens; None: not predicted
 
     @property
     def key(self) -> str:
@@ -246,7 +247,7 @@ class Sample:
     """One of the answers that were drawn."""
 
     text: str
-    finish_reason: str  # "stop", "length", ...
+    finish_reason: str  # "stop", "length", "budget" (cut, since no more money could be set aside), ...
     output_tokens: int | None  # None: the server counts all samples together
     answer: str | None = None  # what the strategy reads out of the text; None where it finds nothing
 

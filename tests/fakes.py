@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from rtr_ray.dispatch import Reservation, Settlement
+from rtr_ray.books import Reservation, Settlement
 from rtr_ray.executors.base import Failure, Reply
 from rtr_ray.ledger import Grant, Ledger
 from rtr_ray.pool import Deployment, ModelSpec, Pool, Price
@@ -161,6 +161,8 @@ class LocalBooks:
     ledger: Ledger
     delay_s: float = 0.0
     asked: list[tuple[str, Grant]] = field(default_factory=list)
+    reservations: list[Reservation] = field(default_factory=list)
+    extended: list[tuple[str, Grant]] = field(default_factory=list)
     settled: list[Settlement] = field(default_factory=list)
     broken_after: int | None = None  # calls until it raises
     calls: int = 0
@@ -168,7 +170,11 @@ class LocalBooks:
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
         """Ask the ledger."""
         await self._travel()
-        grants = [self.ledger.reserve(r.key, r.candidate, r.worst_case_usd) for r in reservations]
+        grants = [
+            self.ledger.reserve(r.key, r.candidate, r.worst_case_usd, r.least_usd, r.grows, r.call)
+            for r in reservations
+        ]
+        self.reservations += reservations
         self.asked += [(r.key, grant) for r, grant in zip(reservations, grants, strict=True)]
         self.check()
         await self._back()
@@ -187,6 +193,21 @@ class LocalBooks:
             self.settled.append(one)
         self.check()
         await self._back()
+
+    async def extend(self, key: str, call: str, usd: Decimal, least_usd: Decimal) -> Grant:
+        """Ask the ledger for more."""
+        await self._travel()
+        grant = self.ledger.extend(key, call, usd, least_usd)
+        self.extended.append((key, grant))
+        self.check()
+        await self._back()
+        return grant
+
+    async def left_usd(self) -> Decimal | None:
+        """Ask the ledger."""
+        await self._travel()
+        await self._back()
+        return self.ledger.left_usd
 
     def check(self) -> None:
         """Nothing is negative, and the budget holds."""

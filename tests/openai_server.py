@@ -245,6 +245,7 @@ class Bench:
     budget_usd: Decimal | None = None
     clock: Clock | None = None
     pool: Pool = POOL
+    expected_tokens: int | None = None
     sent_again: int = 0
     gate: Gate = field(default_factory=lambda: Gate(8))
 
@@ -254,12 +255,16 @@ class Bench:
     def run(self, count: int, **changes: Any) -> dict[str, Outcome]:
         """So many requests; each ends exactly once, and nothing is left behind."""
         with self.service.listening():
-            found = asyncio.run(self._run(requests_of(self.pool, count), changes))
+            requests = [
+                replace(request, expected_tokens=self.expected_tokens)
+                for request in requests_of(self.pool, count)
+            ]
+            found = asyncio.run(self._run(requests, changes))
         assert Counter(o.query_id for o in found) == Counter(f"q{i}" for i in range(count))
         balance = self.books.ledger.balance()
         assert (balance.in_flight, balance.reserved_usd, self.gate.taken) == (0, 0, 0)
         assert Counter(one.key for one in self.books.settled) == Counter(
-            key for key, grant in self.books.asked if grant.value == "granted"
+            key for key, grant in self.books.asked if grant.given
         )
         assert all(KEY not in (o.error or "") and "question" not in (o.error or "") for o in found)
         return {o.query_id: o for o in found}

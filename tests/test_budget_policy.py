@@ -504,8 +504,10 @@ def test_an_absurdly_large_budget_is_more_than_needed():
 def test_goals_are_checked_in_one_sentence():
     with pytest.raises(ConfigError, match=r"policy\.budget_usd is -5; a finite amount above 0 is needed"):
         Budget(budget_usd=-5)
-    with pytest.raises(ConfigError, match=r"exactly one of budget_usd.*it has none of them"):
-        Budget()
+    with pytest.raises(ConfigError, match=r"takes one of budget_usd.*it has budget_usd and min_accuracy"):
+        Budget(budget_usd=1, min_accuracy=0.5)
+    with pytest.raises(ConfigError, match=r"has no amount"):
+        fit(Budget(), [random_table(0)])
     with pytest.raises(ConfigError, match="it has budget_usd and min_accuracy"):
         Budget(budget_usd=1, min_accuracy=0.5)
 

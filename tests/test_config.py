@@ -484,7 +484,7 @@ def test_a_job_needs_a_pool_a_router_a_corpus_and_an_output(tmp_path):
     assert (job.pool, job.router_keys.path, job.output) == ("pool.yaml", "router/", "run/")
     assert job.corpus.path == "corpus.jsonl"
     assert job.corpus.columns.query == "query"
-    assert job.policy == {"kind": "score", "lam": 0.7}
+    assert job.policy_spec == {"kind": "score", "lam": 0.7}
     assert job.budget_usd is None
 
 
@@ -541,7 +541,8 @@ def test_a_sandbox_may_be_named_by_its_mode_alone(tmp_path):
         ),
         (
             JOB + "policy: score\n",
-            "policy is 'score': keys with values are needed. Expected: kind and its fields.",
+            "policy is 'score': keys with values are needed. Expected: kind and its fields; none: budget "
+            "where there is one, else score.",
         ),
     ],
 )

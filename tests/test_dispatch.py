@@ -7,7 +7,7 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 
 from rtr_ray.dispatch import Dispatcher, Gate, Settings, Settlement, settlement
 from rtr_ray.errors import ConfigError, TransientError
-from rtr_ray.executors.base import Reply
+from rtr_ray.executors.base import Limit, Reply
 from rtr_ray.ledger import Grant, Ledger
 from rtr_ray.pool import Pool
 from rtr_ray.types import Candidate, Outcome, Request, Sample, Usage
@@ -371,6 +371,103 @@ def test_two_that_wait_for_the_budget_do_not_wake_each_other():
     run_virtually(both())
     assert len(bench.out) == 6
     assert bench.books.calls < 2 * 6 * 10 / 0.25 * 2
+
+
+# --- less than the worst case -----------------------------------------------------------------------------
+
+
+class Growing(ScriptedExecutor):
+    """Its answers can be extended; keeps what it was told of their limits."""
+
+    limits: list[Limit | None] = []  # noqa: RUF012
+
+    async def execute_limited(self, requests: Any, limits: Any, lender: Any) -> Any:
+        self.limits = [*self.limits, *limits]
+        assert hasattr(lender, "extend")
+        async for reply in self.execute(requests):
+            yield reply
+
+
+def expecting(count: int, tokens: int | None, pool: Pool = POOL) -> list[Request]:
+    return [replace(request, expected_tokens=tokens) for request in requests_of(pool, count)]
+
+
+LEAST = POOL.price(POOL.candidates[0]).worst_case_usd(requests_of(POOL, 1)[0].max_input_tokens, 15)
+
+
+def test_where_worst_cases_would_leave_others_out_all_are_sent_with_less():
+    # six worst cases would fit; the first gets its own, and with less for the others all eight are out
+    executor = Growing()
+    bench = Bench(executor, budget_usd=LEAST * 10)
+    assert {o.status for o in bench.run(expecting(8, 15))} == {"answered"}
+    assert executor.most == 8
+    assert [limit.tokens for limit in executor.limits if limit] == [15] * 7
+    assert {limit.usd_per_token for limit in executor.limits if limit} == {Decimal("0.000004")}
+    assert len({limit.call for limit in executor.limits if limit}) == 7
+    assert bench.books.ledger.spent_usd == 8 * ACTUAL
+
+
+def test_while_there_is_plenty_no_answer_is_limited():
+    executor = Growing()
+    Bench(executor, budget_usd=WORST * 100).run(expecting(8, 15))
+    assert executor.limits == []
+
+
+@pytest.mark.parametrize("tokens", [None, 100, 5000])
+def test_what_is_not_expected_to_be_shorter_is_not_limited(tokens: int | None):
+    executor = Growing()
+    Bench(executor, budget_usd=WORST * 2).run(expecting(4, tokens))
+    assert executor.limits == []
+
+
+def test_several_samples_are_reserved_at_their_worst_case():
+    votes = pool_of(("small:cot@3",))
+    executor = Growing()
+    worst = votes.worst_case_usd(requests_of(votes, 1)[0])
+    bench = Bench(executor, budget_usd=worst * 2, pool=votes)
+    bench.run(expecting(4, 15, votes))
+    assert executor.limits == []
+    assert {r.least_usd for r in bench.books.reservations} == {None}
+
+
+def test_an_executor_that_cannot_extend_gets_no_more_tokens_than_are_paid_for():
+    class Noting(ScriptedExecutor):
+        seen: list[int] = []  # noqa: RUF012
+
+        async def execute(self, requests: Any) -> Any:
+            for request in requests:
+                self.seen = [*self.seen, request.max_tokens]
+                sample = Sample("4", "length", request.max_tokens)
+                yield replace(answer(request, request.max_tokens), samples=(sample,))
+
+    executor = Noting()
+    bench = Bench(executor, budget_usd=WORST - ACTUAL)  # the worst case will never fit
+    (found,) = bench.run(expecting(1, 15))
+    assert executor.seen == [15]
+    assert [s.finish_reason for s in found.samples] == ["budget"]
+    assert bench.books.ledger.spent_usd == POOL.cost_usd(found.candidate, Usage(20, 15))
+    # at its own limit an answer is cut by that
+    (found,) = Bench(Noting()).run(expecting(1, 15))
+    assert [s.finish_reason for s in found.samples] == ["length"]
+
+
+def test_a_lost_reply_to_a_limited_answer_counts_with_what_was_set_aside_for_it():
+    bench = Bench(Growing({"q0": ["paid"]}), settings=Settings(attempts=1), budget_usd=WORST)
+    bench.run(expecting(1, 15))
+    assert bench.books.ledger.unknown_usd == LEAST
+
+
+def test_what_is_skipped_says_what_it_would_have_cost_and_what_is_left():
+    (dear,) = Bench(budget_usd=ACTUAL).run(expecting(1, 15))
+    assert dear.status == "skipped_budget"
+    assert dear.error == (
+        f"the budget does not cover this request: it may cost ${WORST:f}, and ${LEAST:f} with the answer "
+        f"that is expected; ${ACTUAL:f} are left"
+    )
+    (dear,) = Bench(budget_usd=ACTUAL).run(requests_of(POOL, 1))
+    assert dear.error == (
+        f"the budget does not cover this request: it may cost ${WORST:f}; ${ACTUAL:f} are left"
+    )
 
 
 # --- the gate ---------------------------------------------------------------------------------------------

@@ -147,6 +147,105 @@ def test_a_balance_is_a_picture_not_a_window():
     assert before.accounts[SMALL].rows == 1
 
 
+# --- less than the worst case, and more later -------------------------------------------------------------
+
+
+def partly(books: Ledger, key: str, worst: str, least: str, grows: bool = True) -> Grant:
+    return books.reserve(key, SMALL, Decimal(worst), Decimal(least), grows, f"call of {key}")
+
+
+def test_while_there_is_plenty_the_worst_case_is_granted_and_then_the_least():
+    books = ledger("1.00")
+    # a quarter of what is left may be set aside for worst cases
+    assert [partly(books, f"q{i}", "0.10", "0.02") for i in range(4)] == [
+        *(Grant.GRANTED, Grant.GRANTED),
+        *(Grant.LEAST, Grant.LEAST),
+    ]
+    assert books.reserved_usd == Decimal("0.24")
+
+
+def test_a_tenth_of_what_is_left_is_kept_for_those_that_must_be_extended():
+    books = ledger("1.00")
+    granted = [partly(books, f"q{i}", "1.00", "0.08") for i in range(12)]
+    assert granted == [Grant.LEAST] * 11 + [Grant.WAIT]
+    assert books.extend("q0", "call of q0", Decimal("0.12")) is Grant.GRANTED  # 0.88 + 0.12
+    assert books.reserved_usd == Decimal("1.00")
+
+
+def test_who_is_alone_need_not_leave_anything():
+    books = ledger("1.00")
+    assert partly(books, "q0", "2.00", "1.00") is Grant.LEAST
+    assert partly(books, "q1", "2.00", "0.01") is Grant.WAIT
+
+
+def test_where_not_even_the_least_is_left_it_is_never():
+    books = ledger("1.00")
+    books.book(SMALL, Account(1, 1, 0, 1, Decimal("0.90")))
+    assert partly(books, "q0", "0.20", "0.11") is Grant.NEVER
+    assert partly(books, "q1", "0.20", "0.10") is Grant.LEAST
+
+
+def test_what_cannot_grow_waits_for_its_worst_case_rather_than_being_cut():
+    books = ledger("1.00")
+    books.reserve("other", LARGE, Decimal("0.50"))
+    assert partly(books, "q0", "0.60", "0.10", grows=False) is Grant.WAIT
+    books.release("other")
+    assert partly(books, "q0", "0.60", "0.10", grows=False) is Grant.GRANTED
+    # this worst case will never fit any more
+    assert partly(books, "q1", "1.10", "0.10", grows=False) is Grant.LEAST
+    assert partly(books, "q2", "1.10", "0.40", grows=False) is Grant.WAIT
+
+
+def test_a_least_that_is_no_less_is_the_worst_case():
+    books = ledger("1.00")
+    assert partly(books, "q0", "0.90", "0.95") is Grant.GRANTED
+
+
+def test_without_a_budget_nobody_is_held_to_less():
+    books = ledger()
+    assert partly(books, "q0", "1000", "1") is Grant.GRANTED
+    assert books.extend("q0", "call of q0", Decimal(1)) is Grant.GRANTED
+
+
+def test_an_extension_is_all_or_the_least_or_later_or_never():
+    books = ledger("1.00")
+    partly(books, "q0", "2.00", "0.40")
+    partly(books, "q1", "2.00", "0.40")
+    assert books.extend("q0", "call of q0", Decimal("0.10"), Decimal("0.05")) is Grant.GRANTED
+    assert books.extend("q0", "call of q0", Decimal("0.20"), Decimal("0.05")) is Grant.LEAST
+    assert books.extend("q0", "call of q0", Decimal("0.20"), Decimal("0.06")) is Grant.WAIT  # for q1
+    assert books.extend("q0", "call of q0", Decimal("0.60"), Decimal("0.50")) is Grant.NEVER
+    assert books.reserved_usd == Decimal("0.95")
+    books.settle("q1", Usage(1, 1), Decimal("0.10"))
+    assert books.extend("q0", "call of q0", Decimal("0.35"), Decimal("0.06")) is Grant.GRANTED
+    assert books.spent_usd + books.reserved_usd == Decimal("1.00")
+
+
+def test_a_call_that_was_given_up_gets_no_more_though_its_request_was_sent_again():
+    books = ledger("1.00")
+    books.reserve("q0", SMALL, Decimal("0.5"), Decimal("0.1"), True, "first")
+    books.lose("q0")
+    assert books.extend("q0", "first", Decimal("0.1")) is Grant.NEVER
+    books.reserve("q0", SMALL, Decimal("0.5"), Decimal("0.1"), True, "second")
+    assert books.extend("q0", "first", Decimal("0.1")) is Grant.NEVER
+    assert books.extend("q0", "second", Decimal("0.1")) is Grant.GRANTED
+
+
+def test_a_lost_call_counts_with_all_that_was_added_to_it():
+    books = ledger("1.00")
+    partly(books, "q0", "2.00", "0.40")
+    books.extend("q0", "call of q0", Decimal("0.25"))
+    books.lose("q0")
+    assert (books.reserved_usd, books.unknown_usd) == (0, Decimal("0.65"))
+
+
+def test_an_extension_is_not_negative():
+    books = ledger("1.00")
+    partly(books, "q0", "2.00", "0.40")
+    with pytest.raises(LedgerError, match="asks for -1 dollars more; an amount is not negative"):
+        books.extend("q0", "call of q0", Decimal(-1))
+
+
 class AnyInterleaving(RuleBasedStateMachine):
     """Reserve, settle, release and lose in any order, beside a model that keeps every call by hand."""
 
@@ -165,13 +264,33 @@ class AnyInterleaving(RuleBasedStateMachine):
         key, self.number = f"q{self.number}", self.number + 1
         gone = sum(self.spent) + sum(self.unknown)
         budget = self.ledger.budget_usd
-        grant = self.ledger.reserve(key, candidate, worst)
+        grant = self.ledger.reserve(key, candidate, worst, call=key)
         if budget is None or worst == 0 or gone + sum(self.held.values()) + worst <= budget:
             assert grant is Grant.GRANTED
             self.held[key] = worst
         else:
             assert grant is (Grant.NEVER if gone + worst > budget else Grant.WAIT)
         return key
+
+    @rule(target=open_, candidate=CANDIDATES, worst=MONEY, least=MONEY, grows=st.booleans())
+    def reserve_less(self, candidate: Candidate, worst: Decimal, least: Decimal, grows: bool) -> str:
+        key, self.number = f"q{self.number}", self.number + 1
+        left = self.ledger.left_usd
+        grant = self.ledger.reserve(key, candidate, worst, least, grows, key)
+        if grant.given:
+            self.held[key] = worst if grant is Grant.GRANTED else min(least, worst)
+        else:
+            assert left is not None
+            assert (grant is Grant.NEVER) == (min(least, worst) > left)
+        return key
+
+    @rule(key=open_, more=MONEY, least=MONEY)
+    def extend(self, key: str, more: Decimal, least: Decimal) -> None:
+        grant = self.ledger.extend(key, key, more, least)
+        if key not in self.held:
+            assert grant is Grant.NEVER
+        elif grant.given:
+            self.held[key] += more if grant is Grant.GRANTED else min(least, more)
 
     @rule(key=consumes(open_), candidate=CANDIDATES, share=st.integers(0, 1000), how=st.integers(0, 2))
     def close(self, key: str, candidate: Candidate, share: int, how: int) -> None:

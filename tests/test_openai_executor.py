@@ -338,6 +338,17 @@ def test_a_budget_of_one_request_lets_them_pass_one_by_one():
     assert bench.books.ledger.spent_usd == 6 * ACTUAL
 
 
+def test_an_answer_for_which_no_more_is_left_is_asked_for_with_fewer_tokens_and_marked():
+    # an endpoint's answer cannot be extended while it is generated
+    choice = {"index": 0, "finish_reason": "length", "message": {"role": "assistant", "content": "4"}}
+    service = Service(usual=completed(choices=[choice], usage=usage(output_tokens=30)))
+    bench = Bench(service, budget_usd=WORST - ACTUAL, expected_tokens=30)
+    found = bench.run(1)["q0"]
+    assert service.arrivals[0].body["max_tokens"] == 30
+    assert [(s.text, s.finish_reason) for s in found.samples] == [("4", "budget")]
+    assert bench.books.ledger.spent_usd == POOL.cost_usd(found.candidate, Usage(INPUT_TOKENS, 30))
+
+
 # --- Retry-After ----------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rtr_ray.corpus import OWN, Columns
 from rtr_ray.estimators.base import State
-from rtr_ray.parts import plan_key, plan_parts, queries, result_rows, routing_table, table_part
+from rtr_ray.parts import Version, plan_key, plan_part, queries, result_rows, routing_table, table_part
 from rtr_ray.policies.fixed import FittedFixed
 from rtr_ray.policies.score import FittedScore
 from rtr_ray.pool import Pool
@@ -90,6 +90,11 @@ def planned(
 ) -> tuple[dict[Candidate, pa.Table], pa.Table]:
     part, _ = table_part(block(folder, *asked(*texts), id="id"), router())
     return plan_parts(through_parquet(part), policy)
+
+
+def plan_parts(part: pa.Table, policy: Any) -> tuple[dict[Candidate, pa.Table], pa.Table]:
+    found = plan_part(part, POOL, Version(policy))
+    return dict(found.rows), found.nowhere
 
 
 def ids(table: pa.Table) -> list[str]:
@@ -298,6 +303,8 @@ def test_a_result_is_the_users_row_and_what_came_of_it(tmp_path):
         "predicted_output_tokens": 60,
         "predicted_cost_usd": pytest.approx((12 * 10 + 60 * 40) / 1e6),
         "runner_up": "small:cot",
+        "plan_version": 0,
+        "dual_price": None,
         "finish_reason": "stop",
         "latency_s": 0.5,
         "attempts": 2,

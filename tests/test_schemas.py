@@ -25,7 +25,7 @@ def test_results_have_the_columns_that_are_promised():
     assert " ".join(RESULTS.names) == (
         "query_id status answer response model strategy samples input_tokens cached_input_tokens "
         "output_tokens cost_usd predicted_accuracy predicted_output_tokens predicted_cost_usd runner_up "
-        "finish_reason latency_s attempts error correct all_samples"
+        "plan_version dual_price finish_reason latency_s attempts error correct all_samples"
     )
 
 

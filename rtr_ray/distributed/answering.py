@@ -5,47 +5,115 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
-from urllib.parse import unquote
+from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayError
 
 from rtr_ray.config import JobKeys
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, residencies, root
 from rtr_ray.distributed.deployments import Deployments, Watch
-from rtr_ray.distributed.dispatching import DispatchWork, answer_parts, part_name
+from rtr_ray.distributed.dispatching import Crew, DispatchWork, Part, part_of
 from rtr_ray.distributed.guard import Guard
 from rtr_ray.distributed.ledger_actor import Snapshot, claim, release
 from rtr_ray.grading import Grader
 from rtr_ray.pool import Deployment, Endpoint, Pool, fingerprint
-from rtr_ray.run_folder import RESULTS, RunFolder
+from rtr_ray.run_folder import RunFolder
 from rtr_ray.screen import Screen, Stage, money
 from rtr_ray.storage import open_store, read_table
-from rtr_ray.summary import COLUMNS, Tally, summed
-from rtr_ray.types import Candidate
+from rtr_ray.summary import COLUMNS, Tally
 
-_POLL_S = 0.5
+_POLL_S = 0.25
+_GRACE_S = 15.0  # for what is out when a job is told to stop; what takes longer is lost, and counted so
 _TALLIED_TOGETHER = 64  # results parts that one task adds up
 
 
+class Feed(Protocol):
+    """Where the plan parts come from that are to be answered; some may be made while others are answered."""
+
+    @property
+    def deployments(self) -> frozenset[str]:
+        """The deployments that it will need, as far as that is known."""
+        ...
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether nothing more will come, once what has been given out is finished."""
+        ...
+
+    @property
+    def unrouted(self) -> int:
+        """Rows that were found to go nowhere since the beginning of this session."""
+        ...
+
+    def more(self, unfinished_rows: int, snapshot: Snapshot) -> Sequence[Part]:
+        """What may be answered now beside the rows that are not finished yet; perhaps nothing just now."""
+        ...
+
+    def rest(self) -> Sequence[Part]:
+        """All that will ever come, at once: for engines that run one after the other."""
+        ...
+
+    def finished(self, part: Part) -> None:
+        """All rows of a part are durable."""
+        ...
+
+
+@dataclass(slots=True)
+class Given:
+    """Plan parts that are all known beforehand."""
+
+    parts: Sequence[Part]
+    unrouted: int = 0
+    exhausted: bool = False
+
+    @property
+    def deployments(self) -> frozenset[str]:
+        """Those of its parts."""
+        return frozenset(part.deployment for part in self.parts)
+
+    def more(self, unfinished_rows: int, snapshot: Snapshot) -> Sequence[Part]:
+        """All of them, the first time."""
+        return [] if self.exhausted else self.rest()
+
+    def rest(self) -> Sequence[Part]:
+        """All of them."""
+        self.exhausted = True
+        return self.parts
+
+    def finished(self, part: Part) -> None:
+        """Nothing follows from it."""
+
+
 @ray.remote(num_cpus=1, max_retries=5)
-def tally_parts(output: str, keys: Sequence[str]) -> Tally:
-    """The tally of some results parts."""
-    store = open_store(output)
-    return summed(Tally.of(read_table(store, key, COLUMNS)) for key in keys)
+def tally_parts(output: str, keys: Sequence[str]) -> tuple[Tally, Counter[str]]:
+    """The tally of some results parts, and how many of their rows are settled, by plan part."""
+    store, total, settled = open_store(output), Tally(), Counter[str]()
+    for key in keys:
+        tally = Tally.of(read_table(store, key, COLUMNS))
+        total.add(tally)
+        settled[part_of(key)] += sum(tally.rows.values()) - tally.rows["skipped_budget"]
+    return total, settled
 
 
-def tally_results(folder: RunFolder, parts: Sequence[str] | None = None) -> Tally:
-    """The tally of the results of a run, or of some of its plan parts, added up by Ray tasks."""
+def count_results(folder: RunFolder) -> tuple[Tally, Counter[str]]:
+    """The tally of a run's results and its settled rows by plan part, added up by Ray tasks."""
     keys = folder.results()
-    if parts is not None:
-        names = {part_name(key) for key in parts}
-        keys = [key for key in keys if key.removeprefix(RESULTS).split("-")[0] in names]
     batches = [keys[i : i + _TALLIED_TOGETHER] for i in range(0, len(keys), _TALLIED_TOGETHER)]
-    return summed(ray.get([tally_parts.remote(folder.store.uri, batch) for batch in batches]))
+    total, settled = Tally(), Counter[str]()
+    for tally, counted in ray.get([tally_parts.remote(folder.store.uri, batch) for batch in batches]):
+        total.add(tally)
+        settled.update(counted)
+    return total, settled
+
+
+def tally_results(folder: RunFolder) -> Tally:
+    """The tally of the results of a run."""
+    return count_results(folder)[0]
 
 
 @ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)
@@ -71,9 +139,9 @@ class Answering:
     ledger: Any = field(default=None, init=False)  # actor handle; each folder has one of its own
     guard: Guard | None = None
     groups: list[list[Deployment]] = field(default_factory=list)
-    rows: Mapping[Candidate, int] = field(default_factory=dict)  # to be answered, by candidate
     rows_total: int | None = None
-    parts: list[str] | None = None  # the plan parts to answer; None: all of the folder
+    stopping: threading.Event = field(default_factory=threading.Event)  # set: finish what is out, and leave
+    _stopped_s: float | None = None
 
     @classmethod
     def prepare(
@@ -139,98 +207,106 @@ class Answering:
             release(self.ledger)
             self.ledger = None
 
-    def answer(self, expected_tokens: float | None = None) -> Snapshot:
-        """Answer every plan part of the folder that has rows left.
+    def answer(self, feed: Feed, expected_tokens: float | None = None) -> Snapshot:
+        """Answer what a feed gives, until it has nothing more, or `stopping` is set.
 
         Args:
+            feed: The plan parts.
             expected_tokens: Output tokens of all rows, for the time that is left.
         """
         if self.ledger is not None:
-            return self._answer(expected_tokens)
+            return self._answer(feed, expected_tokens)
         self.ledger = claim(self.folder.store.uri, self.budget_usd)
         try:
-            return self._answer(expected_tokens)
+            return self._answer(feed, expected_tokens)
         finally:
             self._release()
 
-    def _answer(self, expected_tokens: float | None) -> Snapshot:
+    def _answer(self, feed: Feed, expected_tokens: float | None) -> Snapshot:
         tally = tally_results(self.folder)
         # rows that a smaller budget skipped are tried again
         rows = {status: count for status, count in tally.rows.items() if status != "skipped_budget"}
         ray.get(self.ledger.resume.remote(tally.accounts, rows))
-        parts = self._parts(self.folder.plans() if self.parts is None else self.parts)
-        done = tally if self.parts is None else tally_results(self.folder, self.parts)
-        for group in self.groups:
-            wanted = [d for d in group if parts.get(d.id) and not self._is_done(d, done)]
-            if not wanted:
-                if len(self.groups) > 1:  # started early, it would hold the room of the next ones
-                    self.deployments.stop(group)
-                continue
-            self.start(wanted)
-            self.deployments.wait(wanted, self.screen)
-            self._answer_group(wanted, parts, expected_tokens)
-            if len(self.groups) > 1:
-                self.deployments.stop(group)
+        if len(self.groups) == 1:
+            self._answer_group(self.groups[0], feed, expected_tokens)
+        else:
+            parts = feed.rest()
+            for group in self.groups:
+                mine = [part for part in parts if part.deployment in {d.id for d in group}]
+                self._answer_group(group, Given(mine), expected_tokens)
+                self.deployments.stop(group)  # it would hold the room of the next ones
+                if self.stopping.is_set():
+                    break
         snapshot: Snapshot = ray.get(self.ledger.close.remote())
         return snapshot
 
-    def _is_done(self, deployment: Deployment, tally: Tally) -> bool:
-        """Whether all rows of a deployment's candidates have been answered before."""
-        mine = [c for c in self.rows if self.pool.deployment(c).id == deployment.id]
-        return bool(mine) and all(tally.settled[c] >= self.rows[c] for c in mine)
-
-    def _parts(self, keys: Sequence[str]) -> dict[str, list[str]]:
-        """Plan parts by the deployment that answers them, the longest answers first."""
-        parts: dict[str, list[str]] = {}
-        for key in keys:
-            model = unquote(key.split("/")[1].removeprefix("model="))
-            parts.setdefault(self.pool.models[model].deployment, []).append(key)
-        return parts
-
-    def _answer_group(
-        self, group: Sequence[Deployment], parts: Mapping[str, Sequence[str]], expected: float | None
-    ) -> None:
-        failed: list[BaseException] = []
-        threads = [
-            threading.Thread(target=self._drain, args=(d, parts[d.id], failed), daemon=True) for d in group
-        ]
-        with self.screen.stage("answer") as stage:
-            self._show(stage, expected)
-            stage.resumed = stage.done
-            for thread in threads:
-                thread.start()
-            watch = Watch(self.deployments, group)
-            while any(thread.is_alive() for thread in threads) and not failed:
-                time.sleep(_POLL_S)
-                self._show(stage, expected)
-                watch.look()
-            if failed:
-                raise root(failed[0])
-            self._show(stage, expected)
-
-    def _drain(self, deployment: Deployment, keys: Sequence[str], failed: list[BaseException]) -> None:
-        endpoint = deployment.endpoint is not None
-        work = DispatchWork(
-            self.pool,
-            deployment,
-            None if endpoint else self.deployments.handle(deployment),
-            self.folder.store.uri,
-            self.keys.dispatch,
-            self.keys.sandbox_keys,
-            self.grader,
-            self.ledger,
-        )
+    def _answer_group(self, group: Sequence[Deployment], feed: Feed, expected: float | None) -> None:
+        crews: dict[str, Crew] = {}
+        wanted = [d for d in group if d.id in feed.deployments]
+        if wanted:
+            self._up(wanted, crews)
         try:
-            for _ in answer_parts(work, keys):
-                pass
-        except BaseException as error:
-            failed.append(error)
+            with self.screen.stage("answer") as stage:
+                self._show(stage, feed, expected)
+                stage.resumed = stage.done
+                watch = Watch(self.deployments, group)
+                while not self._step(group, crews, feed):
+                    time.sleep(_POLL_S)
+                    watch.group = [d for d in group if d.id in crews]
+                    watch.look()
+                    self._show(stage, feed, expected)
+                self._show(stage, feed, expected)
+        finally:
+            for crew in crews.values():
+                crew.stop()
 
-    def _show(self, stage: Stage, expected_tokens: float | None) -> None:
+    def _up(self, deployments: Sequence[Deployment], crews: dict[str, Crew]) -> None:
+        """Start deployments, wait until they answer, and have a crew for each."""
+        self.start(deployments)
+        self.deployments.wait(deployments, self.screen)
+        for deployment in deployments:
+            work = DispatchWork(
+                self.pool,
+                deployment,
+                None if deployment.endpoint is not None else self.deployments.handle(deployment),
+                self.folder.store.uri,
+                self.keys.dispatch,
+                self.keys.sandbox_keys,
+                self.grader,
+                self.ledger,
+            )
+            crews[deployment.id] = Crew(work)
+
+    def _step(self, group: Sequence[Deployment], crews: dict[str, Crew], feed: Feed) -> bool:
+        """Hand out what there is to do; tells whether all is done."""
+        try:
+            ended = [one for crew in crews.values() for one in crew.finished()]
+        except RayError as error:
+            raise root(error) from error
+        for part, whole in ended:
+            if whole:
+                feed.finished(part)
+        if self.stopping.is_set():
+            if self._stopped_s is None:
+                self._stopped_s = time.monotonic()
+                for crew in crews.values():
+                    crew.drain()
+            patient = time.monotonic() - self._stopped_s < _GRACE_S
+            return not (patient and any(crew.rows for crew in crews.values()))
+        unfinished = sum(crew.rows for crew in crews.values())
+        for part in feed.more(unfinished, ray.get(self.ledger.snapshot.remote())):
+            if part.deployment not in crews:
+                self._up([d for d in group if d.id == part.deployment], crews)
+            crews[part.deployment].waiting.append(part)
+        for crew in crews.values():
+            crew.push()
+        return feed.exhausted and not any(crew.rows for crew in crews.values())
+
+    def _show(self, stage: Stage, feed: Feed, expected_tokens: float | None) -> None:
         snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
         balance = snapshot.balance
         plan = stage.total = self.rows_total
-        stage.done = sum(snapshot.rows.values())
+        stage.done = sum(snapshot.rows.values()) + feed.unrouted
         tokens = sum(account.output_tokens for account in balance.accounts.values())
         if expected_tokens and plan:
             # the longest answers come first: rows alone would promise too much time

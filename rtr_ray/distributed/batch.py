@@ -6,9 +6,9 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -16,9 +16,9 @@ import ray
 import yaml
 from ray.exceptions import RayError
 
-from rtr_ray import registry
 from rtr_ray.config import EncoderKeys
-from rtr_ray.distributed.answering import Answering, tally_results
+from rtr_ray.distributed.answering import Answering, count_results, tally_results
+from rtr_ray.distributed.autopilot import Autopilot
 from rtr_ray.distributed.cluster import (
     Needs,
     check_encoders,
@@ -27,35 +27,28 @@ from rtr_ray.distributed.cluster import (
     encoder_needs,
     root,
 )
-from rtr_ray.distributed.routing import (
-    Expected,
-    RoutingWork,
-    TablePart,
-    find_duplicate,
-    write_plans,
-    write_tables,
-)
-from rtr_ray.errors import BudgetError, DataError, LedgerError
+from rtr_ray.distributed.dispatching import most_in_flight, part_of
+from rtr_ray.distributed.preparing import Planning
+from rtr_ray.distributed.rest import forget_failed
+from rtr_ray.distributed.steering import Steering
+from rtr_ray.errors import LedgerError
 from rtr_ray.job import Job
-from rtr_ray.policies import FITTED
-from rtr_ray.policies.base import FittedPolicy, merged
+from rtr_ray.parts import UNROUTED
 from rtr_ray.pool import Pool
-from rtr_ray.run_folder import PLAN, POLICY, SUMMARY, RunFolder
+from rtr_ray.run_folder import PLAN, SUMMARY, RunFolder
 from rtr_ray.screen import Screen, money, summary_table
 from rtr_ray.summary import Tally, summary
 from rtr_ray.types import Candidate
 
-_IDS_PER_BUCKET = 5_000_000  # ids that one task compares at a time
-_SPLITS_PER_ACTOR = 4
 
-
-def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+def run_job(job: Job, screen: Screen, fresh: bool = False, retry_failed: bool = False) -> dict[str, Any]:
     """Route and answer a corpus; go on where an earlier run of the same job stopped.
 
     Args:
         job: What to do, checked.
         screen: Where to show how far it is.
         fresh: Move an older run in the same folder aside.
+        retry_failed: Ask rows again that failed without being paid for.
 
     Returns:
         The content of `summary.json`.
@@ -63,6 +56,32 @@ def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     Raises:
         RtrError: In one sentence, whatever stands in the way.
     """
+    with opened(job, screen, fresh) as folder:
+        return _Run(job, folder, screen).run(retry_failed)
+
+
+def plan_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
+    """Route a corpus and say what its answers will cost; asks nothing. `run_job` goes on from there.
+
+    Returns:
+        The content of `plan.json`, with `curve`: what other budgets would buy.
+
+    Raises:
+        RtrError: In one sentence, whatever stands in the way; a budget that is too small is one.
+    """
+    with opened(job, screen, fresh) as folder:
+        if not job.file.cluster.grows:
+            check_encoders(encoders_of(job.file.encoder), ray.cluster_resources())
+        planning = Planning(job, folder, screen)
+        plan = planning.plan() | {"curve": planning.curve()}
+        folder.write_json(PLAN, plan)
+        folder.update(status="planned", stage="plan")
+        return plan
+
+
+@contextmanager
+def opened(job: Job, screen: Screen, fresh: bool) -> Iterator[RunFolder]:
+    """The run folder of a job, ours alone, on a connected cluster; how it ends is written there."""
     file = job.file
     for name, reason in job.corpus.unreadable.items():
         screen.say(f"Set aside, since it cannot be read: {name} ({reason})", "yellow")
@@ -74,7 +93,7 @@ def run_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
     cluster = connected(file.cluster.address, side_by_side(job.pool, encoders_of(file.encoder)))
     # Ray installs a SIGTERM handler of its own: ours comes after it
     with recorded_ending(folder), cluster, terminable():
-        return _Run(job, folder, screen).run()
+        yield folder
 
 
 def encoders_of(keys: EncoderKeys) -> Needs:
@@ -124,6 +143,27 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def stopped_by_signals(stopping: threading.Event, screen: Screen) -> Iterator[None]:
+    """The first SIGINT or SIGTERM lets what is out come in; the second ends at once."""
+
+    def stop(*_: object) -> None:
+        if stopping.is_set():
+            raise KeyboardInterrupt
+        stopping.set()
+        screen.say("Stopping: what has been asked is waited for. Once more to leave at once.", "yellow")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
 @dataclass(slots=True)
 class _Run:
     """One run on a connected cluster."""
@@ -132,7 +172,7 @@ class _Run:
     folder: RunFolder
     screen: Screen
 
-    def run(self) -> dict[str, Any]:
+    def run(self, retry_failed: bool) -> dict[str, Any]:
         """All stages."""
         file = self.job.file
         resources = ray.cluster_resources()
@@ -142,22 +182,31 @@ class _Run:
             self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
         )
         try:
-            plan = self.folder.read_json(PLAN)
-            if plan is None:
-                if self._fit_together(answering, resources):
-                    # engines take longer to start than a small corpus to route
-                    answering.start(answering.groups[0])
-                plan = self._plan()
-            self._check_budget(plan)
+            planning = Planning(self.job, self.folder, self.screen)
+            if not planning.routed and self._fit_together(answering, resources):
+                # engines take longer to start than a small corpus to route
+                answering.start(answering.groups[0])
+            plan = planning.plan()
+            if retry_failed:
+                self._forget_failed()
+            feed = self._feed(planning, plan, answering)
             answering.rows_total = plan["rows"]
-            answering.rows = {Candidate.parse(row["candidate"]): row["rows"] for row in plan["by_candidate"]}
             self.folder.update(stage="answer")
-            snapshot = answering.answer(sum(row["output_tokens"] for row in plan["by_candidate"]))
+            with stopped_by_signals(answering.stopping, self.screen):
+                snapshot = answering.answer(feed, sum(row["output_tokens"] for row in plan["by_candidate"]))
         finally:
             answering.stop()
         tally = tally_results(self.folder)
         self._check_books(tally, snapshot)
+        if answering.stopping.is_set():
+            raise KeyboardInterrupt
         return self._finish(plan, tally, snapshot)
+
+    def _forget_failed(self) -> None:
+        """Take rows that failed out of the results, so that they are asked again."""
+        keys = [key for key in self.folder.results() if part_of(key) != UNROUTED]
+        tasks = [forget_failed.remote(self.folder.store.uri, key) for key in keys]
+        self.screen.say(f"{sum(ray.get(tasks)):,} failed rows are asked again.")
 
     def _fit_together(self, answering: Answering, resources: Mapping[str, float]) -> bool:
         if self.job.file.cluster.serve_app:
@@ -167,87 +216,31 @@ class _Run:
             needs += deployment_needs(deployment)
         return needs.fits(resources)
 
-    def _plan(self) -> dict[str, Any]:
-        """The first pass: tables, policy, plan."""
-        parts = self._tables()
-        self._check_ids(parts)
-        policy = self._policy(parts)
-        rows = sum(part.rows for part in parts)
-        expected: dict[Candidate, Expected] = {}
-        unrouted = 0
-        with self.screen.stage("plan", rows) as stage:
-            self.folder.update(stage="plan")
-            for found, nowhere in write_plans(self.folder, [part.key for part in parts], policy):
-                for candidate, sums in found.items():
-                    expected[candidate] = expected.get(candidate, Expected()) + sums
-                unrouted += nowhere
-                stage.done = unrouted + sum(sums.rows for sums in expected.values())
-                stage.note = money(sum(sums.cost_usd for sums in expected.values())) + " expected"
-                self.screen.tick(stage)
-        plan = _plan_json(rows, unrouted, expected)
-        self.folder.write_json(PLAN, plan)
-        return plan
-
-    def _tables(self) -> list[TablePart]:
-        file = self.job.file
-        work = RoutingWork(
-            self.job.corpus,
-            file.router_keys.path,
-            self.job.pool,
-            file.router_keys.untrained,
-            self.job.policy,
-            self.folder.store.uri,
-            file.encoder,
+    def _feed(self, planning: Planning, plan: Mapping[str, Any], answering: Answering) -> Autopilot:
+        job, ledger = self.job, answering.ledger
+        assert planning.version is not None
+        candidates = [Candidate.parse(row["candidate"]) for row in plan["by_candidate"]]
+        used = {job.pool.deployment(candidate).id for candidate in candidates}
+        steering = Steering(
+            self.folder,
+            job.pool,
+            planning.policy,
+            job.file.budget_usd,
+            plan["rows"],
+            planning.version,
+            job.file.autopilot,
+            stale=plan["budget_usd"] != planning.budget,
         )
-        known = [split.rows for split in self.job.splits]
-        total = None if None in known else sum(rows or 0 for rows in known)
-        parts: list[TablePart] = []
-        with self.screen.stage("route", total) as stage:
-            self.folder.update(stage="route")
-            stage.note = "starting the encoder"
-            self.screen.tick(stage)
-            for part in write_tables(work, self.job.splits):
-                parts.append(part)
-                stage.done += part.rows
-                unusable = sum(p.unusable for p in parts)
-                stage.note = f"{unusable:,} unusable" if unusable else ""
-                self.screen.tick(stage)
-        if not parts:
-            raise DataError(f"The corpus {self.job.corpus.uri} is empty: no file has a row.")
-        return parts
-
-    def _check_ids(self, parts: Sequence[TablePart]) -> None:
-        """Refuse a corpus whose own ids are not unique; derived ids are."""
-        column = self.job.corpus.columns.id
-        if column is None:
-            return
-        buckets = -(-sum(part.rows for part in parts) // _IDS_PER_BUCKET)
-        keys = [part.key for part in parts]
-        tasks = [find_duplicate.remote(self.folder.store.uri, keys, b, buckets) for b in range(buckets)]
-        for twice in ray.get(tasks):
-            if twice is not None:
-                raise DataError(
-                    f"The id '{twice}' (column '{column}') occurs more than once in {self.job.corpus.uri}. "
-                    "Make the ids unique, or leave corpus.columns.id out: then rows get ids by position."
-                )
-
-    def _policy(self, parts: Sequence[TablePart]) -> FittedPolicy:
-        saved = self.folder.read_json(POLICY)
-        if saved is not None:
-            return _policy_from(saved)
-        policy = self.job.policy
-        fitted = policy.freeze(merged(policy, (part.sketch for part in parts)))
-        self.folder.write_json(POLICY, _policy_json(fitted))
-        return fitted
-
-    def _check_budget(self, plan: Mapping[str, Any]) -> None:
-        budget, cost = self.job.file.budget_usd, plan["cost_usd"]
-        if budget is not None and cost > budget:
-            raise BudgetError(
-                f"The plan is expected to cost {money(cost)} for {plan['rows']:,} rows, over "
-                f"budget_usd={money(budget)}. Raise budget_usd, weigh dollars more (a smaller policy.lam), "
-                "or add a cheaper candidate."
-            )
+        capacity = sum(most_in_flight(job.pool.deployments[name], job.file.dispatch) for name in used)
+        feed = Autopilot(
+            steering,
+            planning.slices,
+            frozenset(used),
+            capacity,
+            lambda rows: ray.get(ledger.unskip.remote(rows)),
+        )
+        feed.resume(count_results(self.folder)[1])
+        return feed
 
     def _check_books(self, tally: Tally, snapshot: Any) -> None:
         booked = {c: a for c, a in snapshot.balance.accounts.items() if a.rows}
@@ -278,31 +271,6 @@ class _Run:
         self.folder.write_json(SUMMARY, found)
         self.folder.update(status=status, stage="done")
         return found
-
-
-def _plan_json(rows: int, unrouted: int, expected: Mapping[Candidate, Expected]) -> dict[str, Any]:
-    total = sum(sums.rows for sums in expected.values())
-    return {
-        "schema_version": 1,
-        "rows": rows,
-        "unrouted": unrouted,
-        "cost_usd": sum(sums.cost_usd for sums in expected.values()),
-        "accuracy": sum(sums.accuracy for sums in expected.values()) / total if total else None,
-        "by_candidate": [
-            {"candidate": str(candidate)} | {field.name: getattr(sums, field.name) for field in fields(sums)}
-            for candidate, sums in sorted(expected.items())
-        ],
-    }
-
-
-def _policy_json(fitted: FittedPolicy) -> dict[str, Any]:
-    return {"schema_version": 1, **registry.spec_of(fitted, FITTED)}
-
-
-def _policy_from(saved: Mapping[str, Any]) -> FittedPolicy:
-    spec = {key: value for key, value in saved.items() if key != "schema_version"}
-    fitted: FittedPolicy = registry.build(spec, FITTED, "policy")
-    return fitted
 
 
 def show_summary(found: Mapping[str, Any], screen: Screen, output: str) -> None:

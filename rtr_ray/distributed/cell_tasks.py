@@ -34,11 +34,11 @@ from rtr_ray.cells import (
 from rtr_ray.config import SandboxKeys
 from rtr_ray.corpus import QUERY_ID, Corpus, Split
 from rtr_ray.distributed.dispatching import part_name
+from rtr_ray.distributed.programs import sandbox_of, with_checker
 from rtr_ray.policies.base import stable_hash
 from rtr_ray.pool import Pool
 from rtr_ray.reading import read_split
 from rtr_ray.run_folder import RESULTS
-from rtr_ray.sandbox import Sandbox
 from rtr_ray.schemas import RESULTS as RESULTS_SCHEMA
 from rtr_ray.storage import Store, open_store, read_table, write_table
 from rtr_ray.summary import COLUMNS, Grades, Tally
@@ -231,12 +231,8 @@ async def _graded(
 ) -> list[float | None]:
     if not isinstance(grader, grading.Code):
         return await grader.grade(found)
-    async with Sandbox(keys.mode) as sandbox:
-
-        async def check_program(code: str, tests: str) -> bool:
-            return (await sandbox.run(code, check=tests)).status == "ok"
-
-        return await replace(grader, check_program=check_program).grade(found)
+    async with sandbox_of(keys) as sandbox:
+        return await with_checker(grader, sandbox).grade(found)
 
 
 def _reference_answers(work: Grading, candidate: Candidate, number: int) -> dict[str, str | None]:

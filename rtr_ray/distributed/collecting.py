@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
+from urllib.parse import unquote
 
 import ray
 import yaml
@@ -21,7 +22,7 @@ import yaml
 from rtr_ray import grading
 from rtr_ray.cells import cell_key
 from rtr_ray.collection import Collection
-from rtr_ray.distributed.answering import Answering, tally_results
+from rtr_ray.distributed.answering import Answering, Given, tally_results
 from rtr_ray.distributed.batch import recorded_ending, side_by_side, terminable
 from rtr_ray.distributed.cell_tasks import (
     Grading,
@@ -37,7 +38,7 @@ from rtr_ray.distributed.cell_tasks import (
     write_judged,
 )
 from rtr_ray.distributed.cluster import TASK_CPUS, Needs, connected
-from rtr_ray.distributed.dispatching import part_name
+from rtr_ray.distributed.dispatching import Part, part_name
 from rtr_ray.distributed.ledger_actor import Snapshot
 from rtr_ray.errors import DataError, LedgerError
 from rtr_ray.ledger import ZERO, Record
@@ -195,15 +196,22 @@ class _Collecting:
         before, looks = tally_results(folder), _looked_at(folder, keys)
         planned, settled = sum(rows for rows, _ in looks), [_settled(tally) for _, tally in looks]
         # counted by cells, not by candidates: a smaller sample or fewer repeats were other cells
-        answering.parts = [
-            key for key, (rows, _), done in zip(keys, looks, settled, strict=True) if rows > done
+        parts = [
+            Part(key, self._deployment(answering.pool, key), rows)
+            for key, (rows, _), done in zip(keys, looks, settled, strict=True)
+            if rows > done
         ]
         # what is shown counts all rows of the folder as done, and some are of older plans
         answering.rows_total = planned + _settled(before) - sum(settled)
-        snapshot = answering.answer()
+        snapshot = answering.answer(Given(parts))
         whole, mine = tally_results(folder), summed(tally for _, tally in _looked_at(folder, keys))
         _check_books(folder, whole, snapshot, planned, mine)
         return _Answered(planned, mine, whole.cost_usd - mine.cost_usd, snapshot)
+
+    @staticmethod
+    def _deployment(pool: Pool, key: str) -> str:
+        model = unquote(key.split("/")[1].removeprefix("model="))
+        return pool.models[model].deployment
 
     def _judge_folder(self) -> RunFolder:
         """The folder of a judge's calls; opened only where there is a judge."""
@@ -222,8 +230,7 @@ class _Collecting:
         budget = self.work.file.budget_usd
         if budget is not None:
             budget = max(budget - gone.balance.spent_usd - gone.balance.unknown_usd, ZERO)
-        # `rows` says how much is to be answered of the candidates' own plan, not of the judge's
-        judging = replace(answering, folder=folder, budget_usd=budget, rows={})
+        judging = replace(answering, folder=folder, budget_usd=budget)
         try:
             return self._answer(judging, [key for key in asked if key is not None])
         finally:

@@ -1,8 +1,8 @@
-"""The second pass: plan parts become results, through Ray Data actors that call Serve.
+"""The second pass: plan parts become results, through actors that call Serve.
 
-One actor (or several) per deployment takes plan parts one after the other and a few at a time,
-so that the engine is never idle between them. A results part is written before its reservations
-are settled: it is the settlement, and a run can be recounted from its results alone.
+One actor per deployment takes plan parts one after the other and as many at a time as keep the
+engine full, so that it is never idle between them. A results part is written before its
+reservations are settled: it is the settlement, and a run can be recounted from its results alone.
 """
 
 from __future__ import annotations
@@ -10,37 +10,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray import serve
-from ray.data import ActorPoolStrategy
 
 from rtr_ray.answers import Answerer
 from rtr_ray.cells import SAMPLE
 from rtr_ray.config import DispatchKeys, SandboxKeys
+from rtr_ray.corpus import QUERY_ID
 from rtr_ray.dispatch import Dispatcher, Gate, Settings, Settlement
 from rtr_ray.distributed.cluster import DISPATCH_CPUS
 from rtr_ray.distributed.executor import ServeExecutor
 from rtr_ray.distributed.ledger_actor import Durable, RemoteBooks
+from rtr_ray.distributed.programs import runner, sandbox_of, with_checker
 from rtr_ray.distributed.sink import Sink
 from rtr_ray.executors.base import Executor
-from rtr_ray.grading import Code, Grader
+from rtr_ray.grading import Grader
 from rtr_ray.parts import queries
 from rtr_ray.pool import Deployment, Pool
 from rtr_ray.run_folder import RESULTS
-from rtr_ray.sandbox import Limits, Sandbox
 from rtr_ray.storage import Store, open_store, read_table
 from rtr_ray.types import Candidate, Request, Usage
 
+MOVED = "moved/"
+_LONGEST = "predicted_output_tokens_p95"
 _SETTLING = (
     *("query_id", "status", "model", "strategy", "samples", SAMPLE),
     *("input_tokens", "cached_input_tokens", "output_tokens", "cost_usd"),
 )
-_PARTS_AT_ONCE = 3  # plan parts that one actor works on: the next begin while the last answers of one run
+_LEAST_PARTS = 3  # that an actor works on at a time: the next begin while the last answers of one run
+_MOST_PARTS = 48  # however small they are
+
+
+def most_in_flight(deployment: Deployment, keys: DispatchKeys) -> int:
+    """Requests that may be at a deployment at once."""
+    return deployment.max_in_flight * deployment.max_replicas + keys.chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +73,21 @@ class DispatchActor:
     def __init__(self, work: DispatchWork) -> None:
         self._work = work
         self._store = open_store(work.output)
-        replicas = work.deployment.max_replicas
-        self._gate = Gate(work.deployment.max_in_flight * replicas + work.keys.chunk)
+        self._gate = Gate(most_in_flight(work.deployment, work.keys))
         self._tools: _Tools | None = None
         self._opening = asyncio.Lock()
+        self._running: list[Dispatcher] = []
+        self._draining = False
 
-    async def __call__(self, batch: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """One plan part in, its key out when all of its rows are durable."""
-        key = str(batch["key"][0])
-        await self._answer(key)
-        yield {"key": [key]}
-
-    async def _answer(self, key: str) -> None:
+    async def answer(self, key: str) -> bool:
+        """Answer a plan part; tells whether all of it is durable now."""
         work, tools = self._work, await self._opened()
         part = await asyncio.to_thread(read_table, self._store, key)
         name = part_name(key)
         # rows that a smaller budget skipped are tried again
         await asyncio.to_thread(self._store.delete, f"{RESULTS}{name}-skipped.parquet")
         done = await asyncio.to_thread(durable_results, self._store, name)
+        moved = await asyncio.to_thread(moved_rows, self._store, name)
         books = RemoteBooks(work.ledger, name)
         await books.begin(done)
         index: dict[str, int] = {}
@@ -109,12 +116,25 @@ class DispatchActor:
             books,
             dispatcher,
         )
-        requests = _requests(work.pool, part, index, done)
-        # closed where the sink raises, too: what is on its way is then taken back at once
-        async with sink, contextlib.aclosing(dispatcher.run(requests)) as outcomes:
-            async for outcome in outcomes:
-                await sink.take(outcome)
+        requests = _requests(work.pool, part, index, done, moved)
+        self._running.append(dispatcher)
+        if self._draining:
+            dispatcher.drain()
+        try:
+            # closed where the sink raises, too: what is on its way is then taken back at once
+            async with sink, contextlib.aclosing(dispatcher.run(requests)) as outcomes:
+                async for outcome in outcomes:
+                    await sink.take(outcome)
+        finally:
+            self._running.remove(dispatcher)
         await books.finish()
+        return not self._draining
+
+    async def drain(self) -> None:
+        """Send nothing more; what has been sent is waited for and made durable."""
+        self._draining = True
+        for dispatcher in self._running:
+            dispatcher.drain()
 
     async def _opened(self) -> _Tools:
         async with self._opening:
@@ -129,31 +149,13 @@ class _Tools:
 
     executor: Executor
     answerer: Answerer
-    sandbox: Sandbox
     grader: Grader | None
 
     @classmethod
     async def open(cls, work: DispatchWork) -> _Tools:
         """Connect to the deployment; the sandbox starts with the first program."""
-        keys = work.sandbox
-        limits = Limits()
-        limits = Limits(
-            cpu_s=int(keys.cpu_s) if keys.cpu_s else limits.cpu_s,
-            wall_s=keys.wall_s or limits.wall_s,
-            memory_bytes=keys.memory_mib << 20 if keys.memory_mib else limits.memory_bytes,
-        )
-        sandbox = Sandbox(keys.mode, limits=limits)
-
-        async def run_program(code: str) -> str | None:
-            execution = await sandbox.run(code)
-            return execution.stdout if execution.status == "ok" else None
-
-        async def check_program(code: str, tests: str) -> bool:
-            return (await sandbox.run(code, check=tests)).status == "ok"
-
-        grader = work.grader
-        if isinstance(grader, Code):
-            grader = replace(grader, check_program=check_program)
+        sandbox = sandbox_of(work.sandbox)
+        grader = None if work.grader is None else with_checker(work.grader, sandbox)
         executor: Executor
         if work.deployment.endpoint is not None:
             from rtr_ray.executors.openai import OpenAIExecutor  # takes a second to import
@@ -162,12 +164,17 @@ class _Tools:
         else:
             assert work.handle is not None
             executor = ServeExecutor(serve.get_deployment_handle(*work.handle))
-        return cls(executor, Answerer(work.pool.strategies, run_program, work.pool.thinking), sandbox, grader)
+        return cls(executor, Answerer(work.pool.strategies, runner(sandbox), work.pool.thinking), grader)
 
 
 def part_name(key: str) -> str:
     """The short name of a plan part, which its results carry."""
     return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
+
+
+def part_of(key: str) -> str:
+    """The short name of the plan part that a results part belongs to."""
+    return key.removeprefix(RESULTS).partition("-")[0]
 
 
 def durable_results(store: Store, name: str) -> Durable:
@@ -186,36 +193,92 @@ def durable_results(store: Store, name: str) -> Durable:
     return done
 
 
-def _requests(pool: Pool, part: pa.Table, index: dict[str, int], done: Collection[str]) -> Iterator[Request]:
+def moved_rows(store: Store, name: str) -> frozenset[str]:
+    """The queries of a plan part that were put into another one, since the budget did not reach them."""
+    ids: set[str] = set()
+    for key in store.keys(f"{MOVED}{name}-"):
+        ids.update(read_table(store, key, [QUERY_ID])[QUERY_ID].to_pylist())
+    return frozenset(ids)
+
+
+def _requests(
+    pool: Pool,
+    part: pa.Table,
+    index: dict[str, int],
+    done: Collection[str],
+    moved: Collection[str] = (),
+) -> Iterator[Request]:
     """The requests of a plan part that are still to be answered; `index` learns the row of each."""
     samples = part[SAMPLE].to_pylist() if SAMPLE in part.column_names else [0] * len(part)
-    for row, ((query, candidate), sample) in enumerate(zip(queries(part), samples, strict=True)):
-        if f"{query.query_id}|{candidate}|{sample}" not in done:
+    longest = [None if tokens is None else math.ceil(tokens) for tokens in part[_LONGEST].to_pylist()]
+    asked = enumerate(zip(queries(part), samples, longest, strict=True))
+    for row, ((query, candidate), sample, expected) in asked:
+        if query.query_id not in moved and f"{query.query_id}|{candidate}|{sample}" not in done:
             request = pool.request(query, candidate, sample)
             index[request.key] = row
-            yield request
+            yield replace(request, expected_tokens=expected)
 
 
-def answer_parts(work: DispatchWork, keys: Sequence[str], actors: int = 1) -> Iterator[str]:
-    """Answer plan parts of one deployment, in this order.
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A plan part that is to be answered."""
 
-    Yields:
-        The key of each part when all of its rows are durable.
+    key: str
+    deployment: str
+    rows: int
+
+
+@dataclass(slots=True)
+class Crew:
+    """The actor that dispatches to one deployment, and the plan parts that wait for it.
+
+    An actor that dies comes back and takes its parts up again, each where it stopped.
     """
-    if not keys:
-        return
-    dataset = ray.data.from_items([{"key": key} for key in keys], override_num_blocks=len(keys))
-    parts = dataset.map_batches(
-        DispatchActor,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        batch_format="numpy",
-        compute=ActorPoolStrategy(
-            size=min(actors, len(keys)),
-            max_tasks_in_flight_per_actor=_PARTS_AT_ONCE,
-            max_concurrent_calls_per_actor=_PARTS_AT_ONCE,
-        ),
-        num_cpus=DISPATCH_CPUS,
-    )
-    for row in parts.iter_rows():
-        yield row["key"]
+
+    work: DispatchWork
+    waiting: deque[Part] = field(default_factory=deque)
+    running: dict[Any, Part] = field(default_factory=dict)  # what Ray gives for a call -> its part
+    _actor: Any = None
+
+    @property
+    def rows(self) -> int:
+        """Of all parts that are not durable yet."""
+        return sum(part.rows for part in (*self.waiting, *self.running.values()))
+
+    def push(self) -> None:
+        """Give the actor as many parts as keep the engine full."""
+        if self.waiting and self._actor is None:
+            self._actor = _RemoteDispatch.options(max_concurrency=_MOST_PARTS + 2).remote(self.work)
+        enough = 2 * most_in_flight(self.work.deployment, self.work.keys)
+        while self.waiting and len(self.running) < _MOST_PARTS:
+            sent = sum(part.rows for part in self.running.values())
+            if len(self.running) >= _LEAST_PARTS and sent >= enough:
+                break
+            part = self.waiting.popleft()
+            self.running[self._actor.answer.remote(part.key)] = part
+
+    def finished(self) -> list[tuple[Part, bool]]:
+        """The parts that have ended since, and whether all of their rows are durable.
+
+        Raises:
+            RayError: Around what a part failed with.
+        """
+        if not self.running:
+            return []
+        done, _ = ray.wait(list(self.running), num_returns=len(self.running), timeout=0)
+        return [(self.running.pop(one), ray.get(one)) for one in done]
+
+    def drain(self) -> None:
+        """Send nothing more to the deployment."""
+        self.waiting.clear()
+        if self._actor is not None:
+            self._actor.drain.remote()
+
+    def stop(self) -> None:
+        """End the actor."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+
+
+_RemoteDispatch = ray.remote(num_cpus=DISPATCH_CPUS, max_restarts=-1, max_task_retries=-1)(DispatchActor)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
-from rtr_ray.executors.base import Failure, Reply
+from rtr_ray.distributed.lending import limit_of
+from rtr_ray.executors.base import Failure, Limit, Reply
 from rtr_ray.types import Outcome, Request, Sample, Usage
 
 
@@ -23,6 +24,18 @@ class ServeExecutor:
         stream: Any = self.handle.options(stream=True).answer_chunk.remote(
             [body(request) for request in requests]
         )
+        async for reply in stream:
+            yield _reply(requests[reply["index"]], reply)
+
+    async def execute_limited(
+        self, requests: Sequence[Request], limits: Sequence[Limit | None], lender: Any
+    ) -> AsyncIterator[Reply]:
+        """The replies as they finish; a limit travels in the body, and the replica asks for more itself."""
+        bodies = [body(request) for request in requests]
+        for fields, request, limit in zip(bodies, requests, limits, strict=True):
+            if limit is not None:
+                fields["limit"] = limit_of(request.key, limit)
+        stream: Any = self.handle.options(stream=True).answer_chunk.remote(bodies, lender)
         async for reply in stream:
             yield _reply(requests[reply["index"]], reply)
 

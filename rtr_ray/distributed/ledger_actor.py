@@ -1,9 +1,9 @@
 """The ledger as an actor: one set of books for every worker of a run.
 
 What must outlive the actor lies in the run folder as `ledger.json` (see `rtr_ray.ledger.Record`).
-With a budget, nothing is granted before a record that covers it is durable. A record covers a
-step more than was asked, so that not every chunk costs a write; and it is drawn in again as calls
-are settled, so that a kill locks up little more than what was really in flight.
+With a budget, nobody hears of a grant or an extension before a record that covers it is durable. A
+record covers a step more than was asked, so that not every chunk costs a write; and it is drawn in
+again as calls are settled, so that a kill locks up little more than what was really in flight.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import ActorAlreadyExistsError
 
-from rtr_ray.dispatch import Reservation, Settlement
+from rtr_ray.books import Reservation, Settlement
 from rtr_ray.errors import LedgerError, StorageError
 from rtr_ray.ledger import ZERO, Account, Balance, Grant, Ledger, Record
 from rtr_ray.pool import fingerprint
@@ -101,20 +101,51 @@ class SharedLedger:
         self._save_now_and_then()
 
     def reserve(self, owner: str, reservations: Sequence[Reservation]) -> list[Grant]:
-        """Set worst cases aside, in order; one answer each.
+        """Set money aside, in order; one answer each.
 
         Raises:
-            StorageError: If it cannot be made durable that they may be spent; nothing is granted then.
+            StorageError: If it cannot be made durable that it may be spent; nothing is granted then.
+            LedgerError: If the run has ended, or a request is reserved already; nothing is granted then.
+        """
+        self._refuse_if_closed()
+        mine, ledger = self._owners[owner], self._ledger
+        before = ledger.reserved_usd
+        grants: list[Grant] = []
+        try:
+            for r in reservations:
+                grants.append(
+                    ledger.reserve(r.key, r.candidate, r.worst_case_usd, r.least_usd, r.grows, r.call)
+                )
+            self._cover(ledger.reserved_usd - before)
+        except BaseException:
+            for r, grant in zip(reservations, grants, strict=False):
+                if grant.given:
+                    ledger.release(r.key)
+            raise
+        mine.update(r.key for r, grant in zip(reservations, grants, strict=True) if grant.given)
+        return grants
+
+    def extend(self, key: str, call: str, usd: Decimal, least_usd: Decimal) -> Grant:
+        """Set more aside for a call that is running.
+
+        Raises:
+            StorageError: If it cannot be made durable that it may be spent; nothing is granted then.
             LedgerError: If the run has ended.
         """
-        if self._closed:
-            raise LedgerError(f"The run in {self._folder.store.uri} has ended; nothing more may be asked.")
-        self._cover(reservations)
-        grants = [self._ledger.reserve(r.key, r.candidate, r.worst_case_usd) for r in reservations]
-        self._owners[owner] |= {
-            r.key for r, grant in zip(reservations, grants, strict=True) if grant is Grant.GRANTED
-        }
-        return grants
+        self._refuse_if_closed()
+        before = self._ledger.reserved_usd
+        grant = self._ledger.extend(key, call, usd, least_usd)
+        more = self._ledger.reserved_usd - before
+        try:
+            self._cover(more)
+        except BaseException:
+            self._ledger.take_back(key, more)
+            raise
+        return grant
+
+    def left_usd(self) -> Decimal | None:
+        """What is neither spent nor lost; None without a budget."""
+        return self._ledger.left_usd
 
     def settle(
         self, owner: str, settlements: Sequence[Settlement], rows: Mapping[str, int], sent_again: int
@@ -135,6 +166,14 @@ class SharedLedger:
         self._counted.pop(owner, None)
         self._parts_done += 1
 
+    def unskip(self, rows: int) -> None:
+        """Rows that the budget did not reach are tried again, in another plan part."""
+        self._rows["skipped_budget"] -= rows
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise LedgerError(f"The run in {self._folder.store.uri} has ended; nothing more may be asked.")
+
     def snapshot(self) -> Snapshot:
         """How far the run has come."""
         return Snapshot(self._ledger.balance(), dict(self._rows), self._sent_again, self._parts_done)
@@ -143,7 +182,7 @@ class SharedLedger:
         """The session ends: nothing more is granted, and the record says exactly what is unknown."""
         self._closed = True
         if self._resumed:  # else it ended before it asked anything, and the older record stands
-            self._save(self._ledger.committed_usd, self._ledger.in_flight)
+            self._save(self._ledger.committed_usd)
         return self.snapshot()
 
     def _end(self, one: Settlement) -> None:
@@ -154,35 +193,34 @@ class SharedLedger:
         else:
             self._ledger.settle(one.key, one.usage, one.cost_usd)
 
-    def _cover(self, reservations: Sequence[Reservation]) -> None:
-        """Make durable that these worst cases may be spent, unless an earlier record says so."""
-        asked = sum((r.worst_case_usd for r in reservations), ZERO)
-        needed = self._within(self._ledger.committed_usd + asked)
+    def _cover(self, granted_usd: Decimal) -> None:
+        """Make durable that what was set aside just now may be spent, unless an earlier record says so."""
+        committed = self._ledger.committed_usd
         if self._ledger.budget_usd is None:
-            self._save_now_and_then(asked, len(reservations))
-        elif needed > self._covered_usd:
-            covered = self._within(self._ledger.committed_usd + max(asked, self._step_usd))
-            self._save(covered, self._ledger.in_flight + len(reservations))
+            self._save_now_and_then()
+        elif granted_usd and committed > self._covered_usd:
+            self._save(self._within(committed - granted_usd + max(granted_usd, self._step_usd)))
 
     def _within(self, usd: Decimal) -> Decimal:
         # no grant goes over the budget; what is gone already may (it was larger once)
         budget = self._ledger.budget_usd
         return usd if budget is None else max(min(usd, budget), self._ledger.committed_usd)
 
-    def _save_now_and_then(self, asked_usd: Decimal = ZERO, asked: int = 0) -> None:
+    def _save_now_and_then(self) -> None:
         """Draw the record in. No harm if that fails: the older one covers more."""
         if time.monotonic() - self._saved_s < _SAVE_S:
             return
-        more = ZERO if self._closed else max(asked_usd, self._step_usd)
-        covered = self._within(self._ledger.committed_usd + more)
+        more = ZERO if self._closed else self._step_usd
         try:
-            self._save(covered, self._ledger.in_flight + asked, ())
+            self._save(self._within(self._ledger.committed_usd + more), ())
         except StorageError:
             self._saved_s = time.monotonic()
 
-    def _save(self, committed_usd: Decimal, in_flight: int, pauses_s: Sequence[float] | None = None) -> None:
+    def _save(self, committed_usd: Decimal, pauses_s: Sequence[float] | None = None) -> None:
         books = self._ledger
-        record = Record(committed_usd, books.unknown_usd, books.unknown_calls, in_flight, self._sent_again)
+        record = Record(
+            committed_usd, books.unknown_usd, books.unknown_calls, books.in_flight, self._sent_again
+        )
         # a write that fails may have arrived: until one succeeds, the smaller of the two counts
         self._covered_usd = min(self._covered_usd, committed_usd)
         insist(lambda: self._folder.write_json(LEDGER, record.to_json()), pauses_s)
@@ -235,7 +273,7 @@ class RemoteBooks:
         await self.actor.begin.remote(self.owner, dict(durable))
 
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
-        """Set worst cases aside; one answer each."""
+        """Set money aside; one answer each."""
         grants: list[Grant] = await self.actor.reserve.remote(self.owner, list(reservations))
         return grants
 
@@ -244,6 +282,16 @@ class RemoteBooks:
     ) -> None:
         """End reservations; `rows` became durable with them."""
         await self.actor.settle.remote(self.owner, list(settlements), dict(rows or {}), sent_again)
+
+    async def extend(self, key: str, call: str, usd: Decimal, least_usd: Decimal) -> Grant:
+        """Set more aside for a call that is running; asked by the engine's replica."""
+        grant: Grant = await self.actor.extend.remote(key, call, usd, least_usd)
+        return grant
+
+    async def left_usd(self) -> Decimal | None:
+        """What is neither spent nor lost; None without a budget."""
+        left: Decimal | None = await self.actor.left_usd.remote()
+        return left
 
     async def finish(self) -> None:
         """The part is done."""

@@ -1,4 +1,4 @@
-"""The first pass: the corpus becomes tables, the tables become a plan.
+"""The first pass: the corpus becomes tables.
 
 Splits of the corpus are shared out over encoder actors by Ray Data. An actor reads its split,
 encodes and predicts, and writes one table part; only a few numbers per part come back, so that
@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy
@@ -23,17 +22,15 @@ from rtr_ray.config import EncoderKeys
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.errors import RtrError
-from rtr_ray.parts import plan_key, plan_parts, table_part
-from rtr_ray.policies.base import FittedPolicy, Policy, Sketch, merged
+from rtr_ray.parts import table_part
+from rtr_ray.policies.base import Policy, Sketch, merged
 from rtr_ray.pool import Pool
 from rtr_ray.reading import read_split
 from rtr_ray.router import Router, RouterFolder
-from rtr_ray.run_folder import TABLES, RunFolder
+from rtr_ray.run_folder import TABLES
 from rtr_ray.schemas import stamp, stamped
 from rtr_ray.storage import open_store, read_metadata, read_table, write_table
-from rtr_ray.types import Candidate
 
-_PARTS_PER_PLAN = 16  # table parts that are planned together
 _AHEAD = 2  # blocks that are read while one is encoded
 
 
@@ -192,72 +189,6 @@ def write_tables(work: RoutingWork, splits: Sequence[Split]) -> Iterator[TablePa
         part: TablePart = row["part"]
         if part.rows:
             yield part
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """What a plan expects of one candidate."""
-
-    rows: int = 0
-    accuracy: float = 0.0  # sum over rows
-    output_tokens: float = 0.0
-    cost_usd: float = 0.0
-
-    def __add__(self, other: Expected) -> Expected:
-        return replace(
-            self,
-            rows=self.rows + other.rows,
-            accuracy=self.accuracy + other.accuracy,
-            output_tokens=self.output_tokens + other.output_tokens,
-            cost_usd=self.cost_usd + other.cost_usd,
-        )
-
-
-@ray.remote(num_cpus=1, max_retries=5)
-def write_plan(output: str, number: int, keys: Sequence[str], policy: FittedPolicy) -> dict[str, Any]:
-    """Choose for the rows of some table parts; write a plan part per candidate that was chosen."""
-    store = open_store(output)
-    groups: dict[Candidate, list[pa.Table]] = {}
-    nowhere: list[pa.Table] = []
-    for key in keys:
-        chosen, unrouted = plan_parts(read_table(store, key), policy)
-        nowhere.append(unrouted)
-        for candidate, rows in chosen.items():
-            groups.setdefault(candidate, []).append(rows)
-    expected: dict[Candidate, Expected] = {}
-    for candidate, tables in groups.items():
-        whole = pa.concat_tables(tables).sort_by(
-            [("predicted_output_tokens", "descending"), (QUERY_ID, "ascending")]
-        )
-        write_table(store, plan_key(candidate, number), whole)
-        sums = {
-            name: float(np.sum(whole[f"predicted_{name}"].to_numpy(), dtype=np.float64))
-            for name in ("accuracy", "output_tokens", "cost_usd")
-        }
-        expected[candidate] = Expected(len(whole), **sums)
-    unrouted = pa.concat_tables(nowhere)
-    if len(unrouted):
-        write_table(store, f"results/part-unrouted-{number:06d}.parquet", unrouted)
-    return {"expected": expected, "unrouted": len(unrouted)}
-
-
-def write_plans(
-    folder: RunFolder, tables: Sequence[str], policy: FittedPolicy
-) -> Iterator[tuple[Mapping[Candidate, Expected], int]]:
-    """Choose for every row: plan parts, as Ray tasks over table parts.
-
-    Yields:
-        What each task expects by candidate, and how many rows go nowhere.
-    """
-    ordered = sorted(tables)
-    batches = [ordered[i : i + _PARTS_PER_PLAN] for i in range(0, len(ordered), _PARTS_PER_PLAN)]
-    waiting = [
-        write_plan.remote(folder.store.uri, number, keys, policy) for number, keys in enumerate(batches)
-    ]
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        for found in ray.get(done):
-            yield found["expected"], found["unrouted"]
 
 
 @ray.remote(num_cpus=1, max_retries=5)

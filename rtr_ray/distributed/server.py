@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import os
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
+
+from rtr_ray.distributed.lending import Extending, Lender
 
 _LAST_WORDS_S = 2.0  # for replies to leave a replica whose engine has died
 
@@ -23,18 +27,26 @@ class ChunkServer(LLMServer):
 
     _engine_died: float | None = None
 
-    async def answer_chunk(self, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    async def answer_chunk(
+        self, requests: Sequence[dict[str, Any]], lender: Lender | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         """Answer chat requests.
+
+        One with a `limit` (see `rtr_ray.distributed.lending`) is streamed: before it reaches the
+        limit it asks the lender for more, and where it gets nothing it ends there, with
+        `finish_reason` "budget" and the usage of what is given back. The few tokens that the engine
+        makes before it hears of that are neither given back nor counted.
 
         Args:
             requests: Bodies of OpenAI chat completions, without `model`.
+            lender: Whom to ask for more.
 
         Yields:
             One reply each as they finish: `index`, and either `choices` (text, finish_reason,
             output_tokens) with `usage` and `latency_s`, or `error` with `transient` and
             `maybe_paid`.
         """
-        tasks = [asyncio.create_task(self._answer(i, body)) for i, body in enumerate(requests)]
+        tasks = [asyncio.create_task(self._answer(i, dict(body), lender)) for i, body in enumerate(requests)]
         try:
             for done in asyncio.as_completed(tasks):
                 yield await done
@@ -42,22 +54,52 @@ class ChunkServer(LLMServer):
             for task in tasks:
                 task.cancel()
 
-    async def _answer(self, index: int, body: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, index: int, body: dict[str, Any], lender: Lender | None) -> dict[str, Any]:
         started = time.monotonic()
         try:
-            request = ChatCompletionRequest(model=self._llm_config.model_id, **body)
-            (response,) = [reply async for reply in await self.chat(request)]
-            # the public ErrorResponse is a subclass of the one that comes: it is known by what it holds
-            if (refused := getattr(response, "error", None)) is None:
-                return {"index": index, **_answered(response), "latency_s": time.monotonic() - started}
+            growing = Extending.read(body, lender)
+            if growing is not None:
+                reply = await self._streamed(self._request(body | _COUNTING), growing)
+            else:
+                (response,) = [reply async for reply in await self.chat(self._request(body))]
+                # the public ErrorResponse is a subclass of the one that comes: it is known by what it holds
+                refused = getattr(response, "error", None)
+                reply = _answered(response) if refused is None else _refused(vars(refused), False)
         except asyncio.CancelledError:
             raise
         except Exception as error:
-            return {"index": index, **self._failure(error, started)}
-        # the engine refused it before it generated anything
-        again = refused.code >= 500
-        reason = f"{refused.type}: {refused.message}"[:300]
-        return {"index": index, "error": reason, "transient": again, "maybe_paid": again}
+            reply = self._failure(error, started)
+        took = {} if "error" in reply else {"latency_s": time.monotonic() - started}
+        return {"index": index, **reply, **took}
+
+    def _request(self, body: dict[str, Any]) -> ChatCompletionRequest:
+        return ChatCompletionRequest(model=self._llm_config.model_id, **body)
+
+    async def _streamed(self, request: ChatCompletionRequest, growing: Extending) -> dict[str, Any]:
+        """One answer, token by token, within what is paid for."""
+        text: list[str] = []
+        usage: dict[str, Any] = {}
+        finish_reason = None
+        stream = await self.chat(request)
+        async with contextlib.aclosing(stream):  # closed early, the engine stops
+            async for lines in stream:
+                for event in _events(lines):
+                    if "error" in event:
+                        return _refused(event["error"], bool(usage.get("completion_tokens")))
+                    counted = event.get("usage") or usage
+                    tokens = counted.get("completion_tokens", 0)
+                    limit = await growing.limit(tokens)
+                    if tokens > limit:  # several at once: those that are not paid for are left out
+                        return _given(text, "budget", usage)
+                    usage = counted
+                    for choice in event["choices"]:
+                        text.append(choice["delta"].get("content") or "")
+                        finish_reason = choice.get("finish_reason") or finish_reason
+                    if finish_reason is None and growing.allowance.cuts and tokens == limit:
+                        return _given(text, "budget", usage)
+        if finish_reason is None:
+            return {"error": "the stream ended without an end", "transient": True, "maybe_paid": True}
+        return _given(text, finish_reason, usage)
 
     def _failure(self, error: Exception, started: float) -> dict[str, Any]:
         name = type(error).__name__
@@ -77,6 +119,41 @@ class ChunkServer(LLMServer):
 
         me = psutil.Process()
         return [me.pid, *(child.pid for child in me.children(recursive=True))]
+
+
+_COUNTING = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+
+
+def _events(lines: Any) -> Iterator[dict[str, Any]]:
+    """The JSON of what a stream gives: lists of server-sent events, or of errors."""
+    for line in lines if isinstance(lines, list) else [lines]:
+        if not isinstance(line, str):
+            yield {"error": vars(line.error)}
+            continue
+        for part in line.split("\n\n"):
+            data = part.removeprefix("data:").strip()
+            if data and data != "[DONE]":
+                yield json.loads(data)
+
+
+def _refused(error: Mapping[str, Any], generated: bool) -> dict[str, Any]:
+    # unless something came before, the engine refused it before it generated anything
+    again = int(error.get("code") or 500) >= 500
+    reason = f"{error.get('type')}: {error.get('message')}"[:300]
+    return {"error": reason, "transient": again, "maybe_paid": again or generated}
+
+
+def _given(text: Sequence[str], finish_reason: str, usage: Mapping[str, Any]) -> dict[str, Any]:
+    details = usage.get("prompt_tokens_details") or {}
+    tokens = usage["completion_tokens"]
+    return {
+        "choices": [{"text": "".join(text), "finish_reason": finish_reason, "output_tokens": tokens}],
+        "usage": {
+            "input_tokens": usage["prompt_tokens"],
+            "cached_input_tokens": details.get("cached_tokens") or 0,
+            "output_tokens": tokens,
+        },
+    }
 
 
 def _answered(response: Any) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from decimal import Decimal
+from typing import Any, Protocol, runtime_checkable
 
 from rtr_ray.types import Outcome, Request, Usage
 
@@ -39,4 +40,34 @@ class Executor(Protocol):
 
     async def aclose(self) -> None:
         """Let go of connections and processes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long an answer may get, since no more has been set aside for it."""
+
+    tokens: int
+    usd_per_token: Decimal  # of every token that is asked for on top
+    call: str  # which sending of the request this is; the ledger lends to this one alone
+
+
+@runtime_checkable
+class ExtendingExecutor(Executor, Protocol):
+    """An executor whose answers can ask for more while they are generated.
+
+    To any other executor dispatch gives a request whose `max_tokens` is what was set aside.
+    """
+
+    def execute_limited(
+        self, requests: Sequence[Request], limits: Sequence[Limit | None], lender: Any
+    ) -> AsyncIterator[Reply]:
+        """Answer them; those with a limit ask `lender` before they go over it, or are cut there.
+
+        Args:
+            requests: As for `execute`.
+            limits: One each; None where the worst case has been set aside.
+            lender: The ledger; it has `extend(key, call, usd, least_usd)`, and can be sent to
+                another process.
+        """
         ...

@@ -49,6 +49,26 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class Budgeted(Protocol):
+    """A policy that divides an amount among rows, and so can be solved anew for the rows that are left."""
+
+    @property
+    def divides_usd(self) -> bool:
+        """Whether it is dollars that this one divides."""
+        ...
+
+    def within(self, budget_usd: float, refuse: bool = False) -> Policy:
+        """The same recipe for an amount.
+
+        Args:
+            budget_usd: What the rows may be expected to cost together.
+            refuse: What `freeze` does where even the cheapest plan costs more: refuse, or give every
+                row its cheapest candidate.
+        """
+        ...
+
+
 def fit(policy: Policy, tables: Iterable[RoutingTable]) -> FittedPolicy:
     """Fit a policy in one pass over a stream of tables."""
     return policy.freeze(merged(policy, (policy.sketch(table) for table in tables)))

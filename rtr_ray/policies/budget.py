@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from typing import Any, ClassVar, Literal
 
@@ -21,6 +21,7 @@ from rtr_ray.types import BoolArray, FloatArray, IntArray, Plan, RoutingTable
 Unit = Literal["usd", "output_tokens"]
 Binding = Literal["binds", "more than needed", "too small"]
 """Whether the budget is spent; buys everything that is worth anything; or not even the cheapest plan."""
+_LEAST_USD = 1e-12
 _FLOAT32 = 1e-7  # a table has no finer accuracies: 0.8 may stand in it as 0.79999998
 
 
@@ -30,8 +31,8 @@ class Budget:
 
     maximise sum_q accuracy[q, choice_q]  subject to  sum_q cost[q, choice_q] <= budget
 
-    or, with a floor of accuracy, the least cost that reaches it. Exactly one of the first three is
-    given.
+    or, with a floor of accuracy, the least cost that reaches it. One of the first three is given at
+    most; without any, the amount is the job's (see `within`).
 
     Source:
         The multiple-choice knapsack problem: its linear relaxation by upper hulls is Sinha and
@@ -48,9 +49,10 @@ class Budget:
     def __post_init__(self) -> None:
         goals = {name: getattr(self, name) for name in ("budget_usd", "budget_output_tokens", "min_accuracy")}
         given = [name for name, value in goals.items() if value is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ConfigError(f"policy 'budget' needs exactly one of {', '.join(goals)}; it has {found}.")
+        if len(given) > 1:
+            raise ConfigError(
+                f"policy 'budget' takes one of {', '.join(goals)}; it has {' and '.join(given)}."
+            )
         for name, value in (goals | {"max_row_usd": self.max_row_usd}).items():
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ConfigError(f"policy.{name} is {value}; a finite amount above 0 is needed.")
@@ -76,6 +78,16 @@ class Budget:
         """How much of it there is; None where a floor of accuracy is the goal."""
         return self.budget_usd if self.unit == "usd" else self.budget_output_tokens
 
+    @property
+    def divides_usd(self) -> bool:
+        """Whether it is dollars that are divided among the rows."""
+        return self.unit == "usd" and self.min_accuracy is None
+
+    def within(self, budget_usd: float, refuse: bool = False) -> Budget:
+        """The same recipe for an amount of dollars; see `base.Budgeted`."""
+        short: Literal["refuse", "cheapest"] = "refuse" if refuse else "cheapest"
+        return replace(self, budget_usd=max(budget_usd, _LEAST_USD), when_short=short)
+
     def sketch(self, table: RoutingTable) -> Sketch:
         """The upgrades of one table, counted by rate: see `upgrades.sketch`."""
         return sketch(table, self.unit, self.max_row_usd)
@@ -92,6 +104,11 @@ class Budget:
         """
         if sketch is None or not sketch["routed"]:  # whatever comes, nothing is known to be affordable
             return FittedBudget(self.unit, sys.float_info.max, 0.0, self.max_row_usd)
+        if self.budget is None and self.min_accuracy is None:
+            raise ConfigError(
+                "The policy 'budget' has no amount. Give the job a budget_usd (or --budget-usd), or the "
+                "policy budget_output_tokens or min_accuracy."
+            )
         frontier = Frontier.of(sketch)
         binding: Binding = "binds"
         if self.min_accuracy is not None:

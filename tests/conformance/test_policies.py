@@ -29,7 +29,6 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 }
 REFUSED: dict[str, list[dict[str, Any]]] = {
     "budget": [
-        {},
         {"budget_usd": 1.0, "budget_output_tokens": 5},
         {"budget_usd": 1.0, "min_accuracy": 0.5},
         *({"budget_usd": amount} for amount in (0.0, -1.0, float("nan"), float("inf"), "much")),

@@ -18,6 +18,8 @@ from typing import Any
 
 from ray import serve
 
+from rtr_ray.distributed.lending import Extending, Lender
+
 _SUM = re.compile(r"(\d+) \+ (\d+)")
 
 
@@ -30,13 +32,16 @@ class FakeEngine:
         self._meter = Path(meter)
         self._seen: set[str] = set()
 
-    async def answer_chunk(self, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    async def answer_chunk(
+        self, requests: Sequence[dict[str, Any]], lender: Lender | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
         """As ChunkServer does."""
-        tasks = [asyncio.create_task(self._answer(i, body)) for i, body in enumerate(requests)]
+        tasks = [asyncio.create_task(self._answer(i, dict(body), lender)) for i, body in enumerate(requests)]
         for done in asyncio.as_completed(tasks):
             yield await done
 
-    async def _answer(self, index: int, body: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, index: int, body: dict[str, Any], lender: Lender | None) -> dict[str, Any]:
+        growing = Extending.read(body, lender)
         text = " ".join(str(message["content"]) for message in body["messages"])
         await asyncio.sleep(self._latency_s * (20 if "SLOW" in text else 1))
         if "POISON" in text:
@@ -46,6 +51,8 @@ class FakeEngine:
             return {"index": index, "error": "try again", "transient": True, "maybe_paid": False}
         count = body.get("n", 1)
         choices = [self._choice(text, body, number) for number in range(count)]
+        if growing is not None:
+            choices = [await self._grown(choices[0], growing)]
         usage = {
             "input_tokens": len(text.split()),
             "cached_input_tokens": 1,
@@ -67,6 +74,15 @@ class FakeEngine:
         tokens = min(5 + luck[1] % 40, body["max_tokens"])
         finish = "length" if tokens == body["max_tokens"] else "stop"
         return {"text": words, "finish_reason": finish, "output_tokens": tokens}
+
+    async def _grown(self, whole: dict[str, Any], growing: Extending) -> dict[str, Any]:
+        """The answer token by token, cut where it is not paid for."""
+        total = whole["output_tokens"]
+        for tokens in range(total):
+            if tokens >= await growing.limit(tokens):
+                text = whole["text"][: len(whole["text"]) * tokens // total]
+                return {"text": text, "finish_reason": "budget", "output_tokens": tokens}
+        return whole
 
     def processes(self) -> list[int]:
         """This replica's process."""

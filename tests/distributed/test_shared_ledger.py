@@ -204,6 +204,63 @@ def test_killed_at_any_moment_the_sessions_together_keep_to_the_budget(tmp_path,
         assert truth <= budget
 
 
+# --- less than the worst case, and more later -------------------------------------------------------------
+
+
+def partly(key: str, worst: str, least: str) -> Reservation:
+    return Reservation(key, SMALL, Decimal(worst), Decimal(least), True, f"call of {key}")
+
+
+def test_an_extension_is_durable_before_anybody_hears_of_it(tmp_path):
+    shared = opened(tmp_path)
+    assert shared.reserve("part", [partly("q0", "2", "0.5")]) == [Grant.LEAST]
+    assert Decimal(saved(tmp_path)["committed_usd"]) == Decimal("0.5")
+    assert shared.extend("q0", "call of q0", Decimal("0.3"), Decimal("0.1")) is Grant.GRANTED
+    assert Decimal(saved(tmp_path)["committed_usd"]) >= Decimal("0.8")
+    # no word of farewell
+    assert opened(tmp_path).snapshot().balance.unknown_usd >= Decimal("0.8")
+
+
+def test_an_extension_that_cannot_be_made_durable_is_taken_back(tmp_path, monkeypatch):
+    shared = opened(tmp_path)
+    shared.reserve("part", [partly("q0", "2", "0.5")])
+    monkeypatch.setattr(run_folder, "WRITE_PAUSES_S", ())
+    monkeypatch.setattr(LocalStore, "write", lambda *_: (_ for _ in ()).throw(StorageError("disk full")))
+    with pytest.raises(StorageError, match="disk full"):
+        shared.extend("q0", "call of q0", Decimal("0.3"), Decimal("0.1"))
+    assert shared.snapshot().balance.reserved_usd == Decimal("0.5")
+
+
+def test_the_call_of_a_dead_worker_gets_no_more(tmp_path):
+    shared = opened(tmp_path)
+    shared.reserve("part", [partly("q0", "2", "0.3")])
+    shared.begin("part", {})  # another worker takes the part up: what was out is lost
+    assert shared.extend("q0", "call of q0", Decimal("0.3"), Decimal("0.1")) is Grant.NEVER
+    assert shared.snapshot().balance.unknown_usd == Decimal("0.3")
+
+
+def test_after_the_end_nothing_is_extended(tmp_path):
+    shared = opened(tmp_path)
+    shared.reserve("part", [partly("q0", "2", "0.3")])
+    shared.close()
+    with pytest.raises(LedgerError, match="has ended"):
+        shared.extend("q0", "call of q0", Decimal("0.3"), Decimal("0.1"))
+
+
+def test_a_chunk_of_which_one_request_is_reserved_already_leaves_nothing_behind(tmp_path):
+    shared = opened(tmp_path)
+    asked(shared, "0.1", first=1)
+    with pytest.raises(LedgerError, match="q1 is reserved already"):
+        asked(shared, "0.1", "0.1", "0.1")
+    assert shared.snapshot().balance.in_flight == 1
+
+
+def test_a_record_covers_what_is_granted_and_not_what_was_asked_for(tmp_path):
+    shared = opened(tmp_path, "10")
+    assert asked(shared, "9", "9") == [Grant.GRANTED, Grant.WAIT]
+    assert Decimal(saved(tmp_path)["committed_usd"]) == 9
+
+
 # --- a dispatch actor that dies ---------------------------------------------------------------------------
 
 

@@ -61,6 +61,9 @@ class Books:
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
         return self.shared.reserve("part", reservations)
 
+    async def left_usd(self) -> Decimal | None:
+        return self.shared.left_usd()
+
     async def settle(self, settlements: Sequence[Settlement], rows: Any = None, sent_again: int = 0) -> None:
         self.shared.settle("part", settlements, dict(rows or {}), sent_again)
 

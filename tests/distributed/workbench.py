@@ -77,13 +77,18 @@ class Workbench:
         path.write_text(yaml.safe_dump(POOL | changes, sort_keys=False))
         return path
 
-    def router(self, accuracy: dict[str, float] | None = None, encoder: HashEncoder | None = None) -> Path:
+    def router(
+        self,
+        accuracy: dict[str, float] | None = None,
+        encoder: HashEncoder | None = None,
+        tokens: float = 25.0,
+    ) -> Path:
         """A router that believes each model as good as told, whatever the query."""
         pool = load_pool(
             str(self.pool() if not (self.folder / "pool.yaml").exists() else self.folder / "pool.yaml")
         )
         believed = accuracy or {"weak": 0.4, "strong": 0.8}
-        train(_outcomes(pool, believed), pool, encoder or HashEncoder(32), Prior()).save(
+        train(_outcomes(pool, believed, tokens), pool, encoder or HashEncoder(32), Prior()).save(
             str(self.folder / "router")
         )
         return self.folder / "router"
@@ -149,11 +154,11 @@ def screen() -> Screen:
     return Screen(Console(file=StringIO(), width=200))
 
 
-def _outcomes(pool: Pool, accuracy: dict[str, float]) -> Outcomes:
+def _outcomes(pool: Pool, accuracy: dict[str, float], each: float) -> Outcomes:
     candidates, count = pool.candidates, 40
     shape = (count, len(candidates))
     believed = np.tile([accuracy[c.model] for c in candidates], (count, 1))
-    tokens = np.tile([25.0 * c.samples for c in candidates], (count, 1))
+    tokens = np.tile([each * c.samples for c in candidates], (count, 1))
     return Outcomes(
         query_ids=tuple(f"t{i}" for i in range(count)),
         queries=tuple(f"what is {i} + {i}?" for i in range(count)),

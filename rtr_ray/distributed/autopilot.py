@@ -1,0 +1,175 @@
+"""The plan as it is made and remade while a run answers.
+
+Slices are planned one after the other, just before the engines need them. After each few per cent of
+the rows the answers that have come in correct the predictions, and what is left of the budget is
+solved for anew over the rows that are left: plan version n + 1. What was planned stays as it is.
+
+When all slices are answered, rows that the budget did not reach are tried again with what still fits:
+first by the policy on what is left, then each with its cheapest candidate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+
+from rtr_ray.distributed.dispatching import Part, part_name
+from rtr_ray.distributed.ledger_actor import Snapshot
+from rtr_ray.distributed.planning import SLICES, PlannedSlice, plan_slice
+from rtr_ray.distributed.rest import gather_skipped, move, moved_counts, rest_key
+from rtr_ray.distributed.steering import Steering
+from rtr_ray.slices import Slice
+from rtr_ray.types import Candidate
+
+_AHEAD_SHARE = 1 / 8  # of all rows may be planned and not answered yet; else nothing is left to correct
+_AHEAD_LEAST = 64
+_ROUNDS = 3  # of rows that the budget did not reach
+
+
+@dataclass(slots=True)
+class Autopilot:
+    """Gives a run its plan parts; a `Feed`."""
+
+    steering: Steering
+    slices: list[Slice]  # of the corpus
+    deployments: frozenset[str]  # that the plan uses
+    capacity: int  # requests that the engines hold at once
+    unskip: Callable[[int], None]  # told how many rows that the budget did not reach are tried again
+    unrouted: int = 0
+    _planned: dict[int, PlannedSlice] = field(default_factory=dict)
+    _planning: dict[Any, Slice] = field(default_factory=dict)  # what Ray gives for a task -> its slice
+    _ready: list[Part] = field(default_factory=list)  # to be given out
+    _open: dict[str, tuple[int, Candidate, float]] = field(default_factory=dict)  # key -> what was expected
+    _round: int = 0
+    _answered: int = -1  # rows, at the beginning of the last round
+    _over: bool = False
+
+    def resume(self, settled: Mapping[str, int]) -> None:
+        """Go on where an earlier session stopped.
+
+        Args:
+            settled: Rows that have been answered or failed for good, by the short name of their plan part.
+        """
+        folder, uri = self.steering.folder, self.steering.folder.store.uri
+        keys = folder.store.keys(SLICES)
+        found = map(folder.read_json, keys)
+        earlier = [PlannedSlice.from_json(one) for one in found if one is not None]
+        for one in earlier:
+            if one.slice.ids is not None:  # it may have been broken off just before
+                ray.get(move.remote(uri, one.slice.number))
+        done = Counter(settled)
+        if earlier:
+            moved: dict[str, int] = ray.get(moved_counts.remote(uri))
+            done.update(moved)
+        for one in earlier:
+            self._take(one, done)
+        # what was planned by an earlier session stays; the rest is solved for what is left
+        self.steering.stale = self.steering.stale or bool(earlier)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every row has been planned, and those that the budget did not reach were tried again."""
+        return self._over and not (self._ready or self._open)
+
+    def finished(self, part: Part) -> None:
+        """Learn from a part."""
+        self._open.pop(part.key, None)
+        self.steering.finished(part_name(part.key), part.rows)
+
+    def rest(self) -> Sequence[Part]:
+        """Plan everything at once, by the version that there is."""
+        for one in self._left():
+            self._plan(one)
+        self._collect(wait=True)
+        self._over = True
+        return self._given()
+
+    def more(self, unfinished_rows: int, snapshot: Snapshot) -> Sequence[Part]:
+        """Plan as far ahead as the engines need it, by what has been learned so far."""
+        self.steering.learn()
+        self._collect()
+        ahead = unfinished_rows + sum(part.rows for part in self._ready)
+        left = self._left()
+        if left:
+            if ahead < self._enough() and not self._planning and self._settled(left, snapshot):
+                about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
+                for one in left[: -(-(self._enough() - ahead) // about)]:
+                    self._plan(one)
+        elif not (self._planning or self._ready or self._open or self._over):
+            self._over = not self._another_round(snapshot)
+        return self._given()
+
+    def _left(self) -> list[Slice]:
+        under_way = {one.number for one in self._planning.values()} | self._planned.keys()
+        return [one for one in self.slices if one.number not in under_way]
+
+    def _enough(self) -> int:
+        """Rows that should be planned ahead of the answers."""
+        most = max(int(_AHEAD_SHARE * self.steering.rows_total), _AHEAD_LEAST)
+        return min(self.capacity + self.capacity // 4, most) if self.steering.budgeted else self.capacity * 2
+
+    def _settled(self, left: Sequence[Slice], snapshot: Snapshot) -> bool:
+        expected: dict[tuple[int, Candidate], float] = {}
+        for version, candidate, usd in self._open.values():
+            expected[version, candidate] = expected.get((version, candidate), 0.0) + usd
+        return self.steering.settled(left, expected, snapshot)
+
+    def _plan(self, one: Slice) -> None:
+        steering = self.steering
+        task = plan_slice.remote(steering.folder.store.uri, one, steering.pool, steering.version)
+        self._planning[task] = one
+
+    def _collect(self, wait: bool = False) -> None:
+        """Take what has been planned."""
+        while self._planning:
+            done, _ = ray.wait(list(self._planning), timeout=None if wait else 0)
+            if not done:
+                return
+            for task in done:
+                del self._planning[task]
+                planned: PlannedSlice = ray.get(task)
+                self.unrouted += planned.unrouted
+                self._take(planned, {})
+
+    def _take(self, planned: PlannedSlice, settled: Mapping[str, int]) -> None:
+        self._planned[planned.slice.number] = planned
+        pool = self.steering.pool
+        for key, (candidate, rows) in planned.parts.items():
+            if settled.get(part_name(key), 0) >= rows:
+                self.steering.finished(part_name(key), rows)
+                continue
+            self._ready.append(Part(key, pool.deployment(candidate).id, rows))
+            self._open[key] = planned.version, candidate, planned.expected[candidate].cost_usd
+
+    def _given(self) -> Sequence[Part]:
+        parts, self._ready = self._ready, []
+        return parts
+
+    def _another_round(self, snapshot: Snapshot) -> bool:
+        """Try rows again that the budget did not reach; tells whether there is anything to try."""
+        steering, skipped = self.steering, snapshot.rows.get("skipped_budget", 0)
+        answered = snapshot.rows.get("answered", 0)
+        if not steering.budgeted or not skipped or self._round >= _ROUNDS:
+            return False
+        if self._round > 1 and answered == self._answered:  # not even the cheapest ones fit any more
+            return False
+        self._answered, self._round = answered, self._round + 1
+        uri, number = steering.folder.store.uri, max(self._planned) + 1
+        names = ray.get(gather_skipped.remote(uri, number))
+        if not names:
+            return False
+        sources = [
+            one.slice for one in self._planned.values() if any(part_name(key) in names for key in one.parts)
+        ]
+        tables = sorted({key for one in sources for key in one.tables})
+        rest = Slice(number, tuple(tables), ids=rest_key(number))
+        steering.solve_rest([rest], snapshot, cheapest=self._round > 1)
+        self._plan(rest)
+        self._collect(wait=True)
+        ray.get(move.remote(uri, number))
+        self.unskip(sum(names.values()))
+        return True

@@ -1,0 +1,137 @@
+"""What a plan is made by, from version to version: solved once, and again as answers come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any
+
+import ray
+
+from rtr_ray.corrections import Bucket, Corrections, Seen
+from rtr_ray.corrections import merged as merged_seen
+from rtr_ray.distributed.ledger_actor import Snapshot
+from rtr_ray.distributed.planning import look_back, sketching
+from rtr_ray.parts import Version
+from rtr_ray.policies.base import Budgeted, Policy, Sketch, merged
+from rtr_ray.pool import Pool
+from rtr_ray.run_folder import RunFolder
+from rtr_ray.slices import Slice
+from rtr_ray.types import Candidate
+from rtr_ray.versions import price_of, save, saved
+
+_SHARE = 1 / 25  # of all rows: so many new answers are worth a new solution
+_LEAST_ROWS = 40
+
+
+@dataclass(slots=True)
+class Steering:
+    """The version that slices are planned by now, and what may make another one."""
+
+    folder: RunFolder
+    pool: Pool
+    policy: Policy
+    budget_usd: Decimal | None
+    rows_total: int
+    version: Version
+    steer: bool = True  # False: the first solution stands, whatever comes
+    stale: bool = False  # the version was made for another budget, or before the run was broken off
+    _corrections: dict[int, Corrections] = field(default_factory=dict)  # by version
+    _seen: dict[Bucket, Seen] = field(default_factory=dict)
+    _spent_usd: float = 0.0  # of the parts that were looked back at
+    _rows: int = 0  # of those parts
+    _solved_at: int = 0  # so many of them
+    _unread: list[tuple[str, int]] = field(default_factory=list)  # finished parts by short name, their rows
+    _reading: tuple[Any, int] | None = None  # what Ray gives for a look back, the rows of its parts
+    _sketches: list[Any] = field(default_factory=list)
+    _next: Corrections = field(default_factory=Corrections)  # of the version that is being made
+
+    def __post_init__(self) -> None:
+        self._corrections = {number: one.corrections for number, one in saved(self.folder).items()}
+        self._corrections[self.version.number] = self.version.corrections
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether the policy divides an amount among the rows."""
+        policy = self.policy
+        return self.budget_usd is not None and isinstance(policy, Budgeted) and policy.divides_usd
+
+    def finished(self, name: str, rows: int) -> None:
+        """A plan part has been answered: there is something to learn from it."""
+        if self.budgeted:
+            self._unread.append((name, rows))
+
+    def learn(self) -> None:
+        """Look back at what has been answered; does not wait."""
+        if self._reading is not None and ray.wait([self._reading[0]], timeout=0)[0]:
+            (seen, spent_usd), rows = ray.get(self._reading[0]), self._reading[1]
+            self._seen = merged_seen([self._seen, seen])
+            self._spent_usd += spent_usd
+            self._rows += rows
+            self._reading = None
+        if self._reading is None and self._unread:
+            names, self._unread = self._unread, []
+            task = look_back.remote(self.folder.store.uri, [name for name, _ in names], self.pool)
+            self._reading = task, sum(rows for _, rows in names)
+
+    def settled(
+        self, left: Sequence[Slice], expected_usd: Mapping[tuple[int, Candidate], float], now: Snapshot
+    ) -> bool:
+        """Whether slices may be planned by the version; else a better one is on its way.
+
+        Args:
+            left: The slices that are not planned.
+            expected_usd: What parts that are planned and not finished were expected to cost, by version
+                and candidate.
+            now: The ledger.
+        """
+        if not self._sketches:
+            if not self._due():
+                return True
+            if self.stale and (self._unread or self._reading is not None):
+                return False  # first what an earlier session has learned
+            self._next = Corrections.of(self._seen) if self.steer else Corrections()
+            self._sketches = sketching(self.folder.store.uri, left, self.pool, self.policy, self._next)
+        if len(ray.wait(self._sketches, num_returns=len(self._sketches), timeout=0)[0]) < len(self._sketches):
+            return False
+        sketches, self._sketches = ray.get(self._sketches), []
+        self._take(self.policy, sketches, self._left_usd(expected_usd, now), self._next)
+        return True
+
+    def solve_rest(self, slices: Sequence[Slice], now: Snapshot, cheapest: bool) -> None:
+        """Solve for rows that the budget did not reach, when nothing else is under way.
+
+        Each is counted at its 95% quantile, since that is what must be set aside for it.
+        """
+        corrections = replace(Corrections.of(self._seen), cautious=True)
+        sketches = ray.get(sketching(self.folder.store.uri, slices, self.pool, self.policy, corrections))
+        self._take(self.policy, sketches, 0.0 if cheapest else self._left_usd({}, now), corrections)
+
+    def _due(self) -> bool:
+        if not self.budgeted:
+            return False
+        fresh = self._rows - self._solved_at
+        return self.stale or (self.steer and fresh >= max(_LEAST_ROWS, _SHARE * self.rows_total))
+
+    def _left_usd(self, expected_usd: Mapping[tuple[int, Candidate], float], now: Snapshot) -> float:
+        """What rows that are not planned may cost: the budget, less all that is gone or promised."""
+        assert self.budget_usd is not None
+        promised = sum(
+            usd * self._next.factor(candidate) / self._corrections[version].factor(candidate)
+            for (version, candidate), usd in expected_usd.items()
+        )
+        under_way = float(now.balance.spent_usd) - self._spent_usd
+        gone = self._spent_usd + max(promised, under_way) + float(now.balance.unknown_usd)
+        return max(float(self.budget_usd) - gone, 0.0)
+
+    def _take(
+        self, policy: Policy, sketches: Iterable[Sketch | None], left_usd: float, corrections: Corrections
+    ) -> None:
+        assert isinstance(policy, Budgeted)
+        recipe = policy.within(left_usd)
+        fitted = recipe.freeze(merged(recipe, (one for one in sketches if one is not None)))
+        self.version = Version(fitted, self.version.number + 1, corrections, price_of(fitted))
+        self._corrections[self.version.number] = corrections
+        save(self.folder, self.version, left_usd)
+        self.stale, self._solved_at = False, self._rows

@@ -1,0 +1,106 @@
+"""One budget over a corpus, with engines that think nothing: spent well, never exceeded, solved anew."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtr_ray.errors import BudgetError, ConfigError
+from rtr_ray.types import Candidate
+from tests.distributed.conftest import Cluster
+from tests.distributed.engine import metered
+from tests.distributed.test_batch import metered_usd
+from tests.distributed.workbench import Workbench, money
+
+pytestmark = pytest.mark.ray
+QUICK: dict[str, Any] = {"policy": {"kind": "budget"}, "grader": None}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, connected: Cluster) -> Workbench:
+    bench = Workbench(tmp_path, f"pilot-{tmp_path.name[:20]}")
+    bench.pool()
+    bench.router()
+    return bench
+
+
+def extremes(bench: Workbench) -> tuple[float, float]:
+    """What the cheapest and the dearest useful plan are expected to cost."""
+    rows = json.loads((bench.output / "plan.json").read_text())["if_all_went_to"]
+    by_name = {row["candidate"]: row["cost_usd"] for row in rows}
+    return by_name["weak:vanilla"], by_name["strong:vanilla"]
+
+
+def test_a_budget_is_spent_and_not_exceeded_though_answers_are_longer_than_believed(bench: Workbench) -> None:
+    # the router believes in 10 tokens an answer, and they have 25 on average
+    bench.router(tokens=10.0)
+    bench.corpus(3000)
+    with bench.serving():
+        found = bench.run(budget_usd="0.04", **QUICK)
+    spent = Decimal(found["cost_usd"]["spent"])
+    assert spent == money(bench.results()) == metered_usd(bench)
+    assert Decimal("0.97") * Decimal("0.04") <= spent <= Decimal("0.04")
+    assert sum(found["rows"][name] for name in ("answered", "failed", "skipped_budget")) == 3000
+    assert found["rows"]["answered"] >= 2990
+    rows = bench.results().to_pylist()
+    assert len({row["query_id"] for row in rows}) == 3000
+    versions = {row["plan_version"] for row in rows}
+    assert len(versions) > 2
+    saved = [json.loads(path.read_text()) for path in sorted((bench.output / "policies").iterdir())]
+    last = saved[-1]["corrections"]["by_candidate"]
+    assert last[str(Candidate("strong", "vanilla"))] == pytest.approx(2.5, rel=0.1)
+    dear = [row for row in rows if row["model"] == "strong"]
+    assert 100 < len(dear) < 2900
+    assert all(row["dual_price"] > 0 for row in dear)
+
+
+def test_without_autopilot_the_same_run_ends_with_rows_that_nobody_could_pay(bench: Workbench) -> None:
+    bench.router(tokens=10.0)
+    bench.corpus(3000)
+    with bench.serving():
+        found = bench.run(budget_usd="0.04", autopilot=False, **QUICK)
+    assert metered_usd(bench) == Decimal(found["cost_usd"]["spent"]) <= Decimal("0.04")
+    assert found["rows"]["skipped_budget"] > 100
+    assert found["status"] == "budget_exhausted"
+
+
+def test_more_money_than_helps_is_not_spent(bench: Workbench) -> None:
+    bench.corpus(400)
+    with bench.serving():
+        found = bench.run(budget_usd="100", **QUICK)
+    assert found["rows"]["answered"] == 400
+    assert {row["model"] for row in bench.results().to_pylist()} == {"strong"}
+    assert Decimal(found["cost_usd"]["spent"]) < Decimal("0.05")
+
+
+def test_a_budget_below_the_cheapest_plan_is_refused_and_the_minimum_named(bench: Workbench) -> None:
+    bench.corpus(300)
+    with (
+        bench.serving(),
+        pytest.raises(BudgetError, match=r"The cheapest plan for 300 queries costs \$0\.000"),
+    ):
+        bench.run(budget_usd="0.00001", **QUICK)
+    assert metered(bench.meter) == []
+
+
+def test_a_larger_budget_answers_what_a_smaller_one_left(bench: Workbench) -> None:
+    bench.router(tokens=10.0)
+    bench.corpus(1500)
+    with bench.serving():
+        first = bench.run(budget_usd="0.012", autopilot=False, **QUICK)
+        assert first["status"] == "budget_exhausted"
+        second = bench.run(budget_usd="0.06", **QUICK)
+    assert second["rows"]["answered"] == 1500
+    results = bench.results()
+    assert len(set(results["query_id"].to_pylist())) == len(results) == 1500
+    assert money(results) == Decimal(second["cost_usd"]["spent"]) == metered_usd(bench)
+
+
+def test_a_policy_that_divides_a_budget_needs_one(bench: Workbench) -> None:
+    bench.corpus(10)
+    with pytest.raises(ConfigError, match="divides a budget, and the job has none"):
+        bench.run(**QUICK)
