@@ -77,9 +77,9 @@ def _climb_block(cost_QC: FloatArray, accuracy_QC: FloatArray, start: int, visit
         found_Q[row_A] = to_A
         at_A = offset[: len(row_A)] + to_A
         gain_AC, price_AC = gain_QC[: len(row_A)], price_QC[: len(row_A)]
-        # what is more accurate is dearer, or the step before would have led there
+        # what is more accurate is dearer, or the step before would have led there: what is not dearer
+        # has no gain, and its rate does not rise above 0
         np.subtract(accuracy_QC, accuracy_QC.take(at_A)[:, None], out=gain_AC)
-        np.maximum(gain_AC, 0, out=gain_AC)
         np.subtract(cost_QC, cost_QC.take(at_A)[:, None], out=price_AC)
         np.maximum(price_AC, _TINY, out=price_AC)
         gain_AC /= price_AC

@@ -27,7 +27,8 @@ PER_POINT = 2**32  # whole numbers per correct answer; a float32 above 2**-8 is 
 WHOLE = 2**HASH_BITS  # a share of all queries
 _BIN_SHIFT = HASH_BITS + 5  # a key: bin, number of bits of the hash, those bits
 
-_PARTS = 4096  # of a table's upgrade cost: no cell of it holds two of them
+_PARTS = 512  # of the budget that would be spent where a cell lies: no cell holds two of them
+_RANGE = 200  # as long as that budget is no less than so small a part of the dearest plan
 _FEW = 4096  # upgrades that are kept one by one
 _MOST = 2**62  # a sum fits into 64 bits, twice
 _ADDED = (
@@ -70,6 +71,7 @@ def sketch(table: RoutingTable, unit: Unit, max_row_usd: float | None) -> dict[s
     climb(cost_QC, table.accuracy, allowed_QC, count)
     bins, hashes, cost, right = (np.concatenate(column) for column in zip(*steps, strict=True))
     top_cost, top_accuracy = int(cost.sum()), int(right.sum())
+    base_cost = int(cost_Q.sum()) - top_cost
     few = len(bins) <= _FEW
     return {
         "unit": unit,
@@ -78,12 +80,12 @@ def sketch(table: RoutingTable, unit: Unit, max_row_usd: float | None) -> dict[s
         "routed": routed,
         "allowed": int(finite_QC.sum()),
         "allowed_cost": round(float(cost_QC.sum(where=finite_QC, dtype=np.float64)) * PER_UNIT[unit]),
-        "base_cost": int(cost_Q.sum()) - top_cost,
+        "base_cost": base_cost,
         "base_accuracy": int(right_Q.sum()) - top_accuracy,
         "top_cost": top_cost,
         "top_accuracy": top_accuracy,
         "upgrades": len(bins),
-        "cells": _packed(_cells(bins, hashes, cost, right)),
+        "cells": _packed(_cells(bins, hashes, cost, right, base_cost)),
         "singles": _packed(_single(bins, hashes, cost, right)) if few else None,
     }
 
@@ -133,15 +135,21 @@ def _check_sum(cost: float) -> None:
         )
 
 
-def _cells(bins: IntArray, hashes: IntArray, cost: IntArray, right: IntArray) -> Cells:
-    """Sums by bin, and where a bin is heavy by the first bits of the hash: the more, the heavier."""
+def _cells(bins: IntArray, hashes: IntArray, cost: IntArray, right: IntArray, base_cost: int) -> Cells:
+    """Sums by bin, and where a bin is heavy by the first bits of the hash: the more, the heavier.
+
+    Heavy is measured by the budget that would be cut in that bin, the base and all bins above: so
+    a small budget is used as well as a large one. A cell that is light in each of several tables
+    is light in all of them together, whatever else they hold.
+    """
     if not len(bins):
         return bins, cost, right
     low = int(bins.min())
     bins = bins - low
     weight_B = np.zeros(int(bins.max()) + 1, dtype=np.int64)
     np.add.at(weight_B, bins, cost)
-    parts_B = weight_B // max(1, int(weight_B.sum()) // _PARTS)
+    budget_B = base_cost + np.cumsum(weight_B[::-1])[::-1]  # that would be spent within the bin
+    parts_B = weight_B // (np.maximum(budget_B, budget_B[0] // _RANGE) // _PARTS + 1)
     level_B = np.clip(np.frexp(parts_B.astype(np.float64))[1] - 1, 0, HASH_BITS).astype(np.int64)
     start_B = np.cumsum(1 << level_B) - (1 << level_B)
     slots = start_B[bins] + (hashes >> (HASH_BITS - level_B[bins]))
