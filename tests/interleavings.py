@@ -58,6 +58,7 @@ class MemoryStore:
         self.data: dict[str, bytes] = {}
         self.fails: list[str] = []  # of the next writes: "lost", or "arrived" all the same
         self.uri = "memory"
+        self.record = Record()
 
     def read(self, key: str) -> bytes | None:
         return self.data.get(key)
@@ -66,6 +67,7 @@ class MemoryStore:
         how = self.fails.pop() if self.fails else ""
         if how != "lost":
             self.data[key] = data
+            self.record = Record.from_json(json.loads(data))
         if how:
             raise StorageError("disk full")
 
@@ -126,8 +128,7 @@ class World:
             return f"{self.truth} were paid, the ledger knows of {ledger.committed_usd}"
         if ledger.committed_usd > self.budget:
             return f"{ledger.committed_usd} are committed of {self.budget}"
-        saved = self.store.data.get(run_folder.LEDGER)
-        record = Record.from_json(json.loads(saved)) if saved else Record()
+        record = self.store.record
         durable = self.durable_usd()
         if self.truth > durable + record.unknown_beside(durable):
             return f"{self.truth} were paid; killed now, {durable} and {record} would be known"

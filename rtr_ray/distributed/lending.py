@@ -85,9 +85,12 @@ class Extending:
 
     @classmethod
     def read(cls, body: dict[str, Any], lender: Lender | None) -> Extending | None:
-        """Take the limit out of a request's body, if it has one."""
+        """Take the limit out of a request's body, if it has one; without a lender it ends there."""
         found: Mapping[str, Any] | None = body.pop("limit", None)
-        if found is None or lender is None:
+        if found is None:
+            return None
+        if lender is None:
+            body["max_tokens"] = min(found["tokens"], body["max_tokens"])
             return None
         allowance = Allowance(found["tokens"], body["max_tokens"])
         return cls(allowance, lender, found["key"], found["call"], Decimal(found["usd_per_token"]))

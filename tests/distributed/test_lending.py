@@ -93,7 +93,12 @@ def test_a_ledger_that_cannot_be_reached_lends_nothing(error: Exception):
 
 def test_what_has_no_limit_asks_nobody():
     assert Extending.read({"max_tokens": 10}, Bank([])) is None
-    assert Extending.read({"max_tokens": 10, "limit": limit_of("q0", Limit(5, USD, "c1"))}, None) is None
+
+
+def test_without_anybody_to_ask_the_limit_is_all_there_is():
+    body = {"max_tokens": 10, "limit": limit_of("q0", Limit(5, USD, "c1"))}
+    assert Extending.read(body, None) is None
+    assert body == {"max_tokens": 5}
 
 
 def test_an_allowance_of_everything_never_asks():
