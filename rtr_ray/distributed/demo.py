@@ -121,6 +121,18 @@ def run_demo(
     return found
 
 
+def prepare(output: str, questions: int, screen: Screen) -> dict[str, str]:
+    """Draw the questions and train the router of a demo that lies there, without running it.
+
+    Returns:
+        Where they are: `questions`, `router`.
+    """
+    places = _Places(output)
+    _write_questions(places, questions, screen)
+    _train(places, screen)
+    return {"questions": str(places.questions), "router": str(pool_router(places))}
+
+
 def _shipped(name: str) -> Path:
     return Path(str(resources.files("rtr_ray") / "embedded" / name))
 
