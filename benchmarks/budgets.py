@@ -3,8 +3,8 @@
     python benchmarks/budgets.py
 
 answers the demo's held-out questions under 10%, 30% and 60% of what the dearest candidate would cost for all
-of them, each as a run of its own with the engines left up in between, and draws spent dollars against accuracy
-beside the curve that the plan had promised. `--questions` asks fewer.
+of them, each as a run of its own with the engines left up in between, and draws spent dollars against
+accuracy beside the curve that the plan had promised. `--questions` asks fewer.
 """
 
 from __future__ import annotations
