@@ -34,22 +34,16 @@ class ChosenRows:
         table = held_out.table(pool)
         seen = held_out.seen(pool)
         accuracy_MC = seen["accuracy"]
-        # where a cell was run once its spread is in the row's own error already
-        columns_C = np.array([c in held_out.candidates for c in pool.candidates])
-        runs_MC = np.ones(accuracy_MC.shape)
-        place = {c: i for i, c in enumerate(held_out.candidates)}
-        for column, candidate in enumerate(pool.candidates):
-            if candidate in place:
-                runs_MC[:, column] = held_out.runs[:, place[candidate]]
-        luck_MC = np.where(runs_MC > 1, accuracy_MC * (1 - accuracy_MC), 0.0)
+        # a mean over runs hides the luck of one; of a cell that was run once nothing is hidden, since its
+        # accuracy is 0 or 1
         return cls(
             policy.choose(table).choice,
             np.unique(held_out.group, return_inverse=True)[1].reshape(-1),
             held_out.cluster,
             {name: np.asarray(getattr(table, name), dtype=np.float64) for name in QUANTITIES},
             seen,
-            luck_MC,
-            columns_C,
+            accuracy_MC * (1 - accuracy_MC),
+            np.array([candidate in held_out.candidates for candidate in pool.candidates]),
         )
 
 
@@ -57,7 +51,8 @@ class ChosenRows:
 class HeldRows:
     """One quantity of the held-out rows whose chosen cell was run, and sums over all cells that were."""
 
-    column: IntArray  # (H,) chosen
+    chosen: bool  # False: too few of the chosen cells were run, and these are all that were
+    column: IntArray  # (H,)
     group: IntArray  # (H,)
     cluster: IntArray  # (H,)
     amount: FloatArray  # (H,) predicted
@@ -70,20 +65,25 @@ class HeldRows:
 
     @classmethod
     def of(cls, held: ChosenRows, name: str) -> HeldRows:
+        """The cells that the policy chooses and that were run; where these are too few, all that were run."""
         predicted_MC, seen_MC = held.predicted[name], held.seen[name]
         ran_MC = ~np.isnan(seen_MC)
         rows_M = np.arange(len(held.choice))
         keep_M = (held.choice >= 0) & ran_MC[rows_M, held.choice]
-        rows_H, column_H = rows_M[keep_M], held.choice[keep_M]
+        row_H, column_H = rows_M[keep_M], held.choice[keep_M]
+        chosen = len(np.unique(held.group[row_H])) >= LEAST_GROUPS
+        if not chosen:
+            row_H, column_H = np.nonzero(ran_MC)
         groups = int(held.group.max(initial=-1)) + 1
         luck_MC = held.luck if name == "accuracy" else np.zeros_like(seen_MC)
         return cls(
+            chosen,
             column_H,
-            held.group[rows_H],
-            held.cluster[rows_H],
-            predicted_MC[rows_H, column_H],
-            seen_MC[rows_H, column_H],
-            luck_MC[rows_H, column_H],
+            held.group[row_H],
+            held.cluster[row_H],
+            predicted_MC[row_H, column_H],
+            seen_MC[row_H, column_H],
+            luck_MC[row_H, column_H],
             groups,
             _by_group(np.where(ran_MC, predicted_MC, 0), held.group, groups),
             _by_group(np.where(ran_MC, seen_MC, 0), held.group, groups),
@@ -118,8 +118,11 @@ def ratios(held: HeldRows, mean_C: FloatArray, weight_BG: FloatArray) -> FloatAr
     amount_BC = weight_BG @ held.by_candidate(held.amount)
     seen_BC = weight_BG @ held.by_candidate(held.seen)
     all_amount_BC, all_seen_BC = weight_BG @ held.all_amount, weight_BG @ held.all_seen
-    common_B1 = _over(seen_BC.sum(axis=1, keepdims=True), amount_BC.sum(axis=1, keepdims=True), 1.0)
     pool_B1 = _over(all_seen_BC.sum(axis=1, keepdims=True), all_amount_BC.sum(axis=1, keepdims=True), 1.0)
+    pull = _PULL * float(held.amount.mean())
+    common_B1 = (seen_BC.sum(axis=1, keepdims=True) + pull * pool_B1) / np.maximum(
+        amount_BC.sum(axis=1, keepdims=True) + pull, 1e-300
+    )
     pull_C = _PULL * mean_C
     # a candidate's cells that were run though not chosen say how it differs from the others; how
     # choosing differs from not choosing is what all candidates say together

@@ -47,6 +47,12 @@ UNTRAINED = {"cost_usd": 0.5, "accuracy": 0.3, "output_tokens": 0.5}
 SHIFT = {"cost_usd": 0.12, "accuracy": 0.25, "output_tokens": 0.3}
 """The least relative standard deviation of a corpus of which every row is far."""
 SHIFT_FACTOR = 3.0
+CROSS = 1.5
+"""The variance of cross-validated errors over what a bootstrap of them gives.
+
+The folds learn from each other's rows, so that their errors are no independent draws (Bates, Hastie and
+Tibshirani, 2021: intervals that take them so hold too rarely).
+"""
 
 
 class Sums(Protocol):
@@ -87,7 +93,7 @@ class Forecast:
     cost_usd: Interval  # all rows together
     accuracy: Interval  # mean over rows
     output_tokens: Interval  # all rows and samples together
-    held_out_rows: int  # with a known outcome under the same policy
+    held_out_rows: int  # cells with known dollars that the forecast stands on
     pilot_rows: int
     far: float | None  # how unlike the training data the corpus is, 0 to 1; None: not measured
     warnings: tuple[str, ...] = ()
@@ -180,12 +186,16 @@ def forecast(
         used = len(found.amount) if name == "cost_usd" else used
         if not found.enough and plan.total > 0:
             warnings.append(
-                f"no interval of {name}: only {len(found.amount)} held-out rows have an outcome under "
-                "this policy"
+                f"no interval of {name}: only {len(found.amount)} cells of held-out rows have an outcome"
             )
             made[name] = Interval(plan.total, level=level)
         else:
             made[name] = _interval(plan, found, pilot, far, level)
+            if not found.chosen and plan.total > 0:
+                warnings.append(
+                    f"{name}: hardly any held-out row was answered by the candidate that this policy gives "
+                    "it, so that nobody knows how far choosing the best makes predictions too good"
+                )
     accuracy = _mean(made["accuracy"], rows)
     return Forecast(
         rows, made["cost_usd"], accuracy, made["output_tokens"], used, answered, far, tuple(warnings)
@@ -214,7 +224,7 @@ def _interval(plan: _Plan, held: HeldRows, pilot: Pilot | None, far: float | Non
     ratio_BC = ratios(held, mean_C, _resampled(held.groups))
     ratio_C = ratio_BC[0]
     total = float(ratio_C @ plan.sums)
-    common = float((ratio_BC[1:] @ plan.sums).var(ddof=1)) / total**2 if total else 0.0
+    common = CROSS * float((ratio_BC[1:] @ plan.sums).var(ddof=1)) / total**2 if total else 0.0
     noise_C = noise_of(held, ratio_C, mean_C)
     strange = max(UNTRAINED[name], spread_of_candidates(held)) * (plan.sums * ratio_C)[~held.trained].sum()
     common += float(strange / total) ** 2 if total else 0.0
@@ -262,20 +272,25 @@ def _with_pilot(
     rest, most = float(ratio_C @ rest_C), float(left_C.sum())
     fair_K, noise_K = ratio_C[column_K] * predicted_K, noise_C[column_K]
     fair = float(fair_K.sum())
-    if fair <= 0 or not noise_K.any():  # nothing to compare, or nothing left to chance
+    if fair <= 0:  # a ratio to nothing says nothing
         variance = rest**2 * prior + float(noise_C @ left_C)
         return _around(plan.name, rest, variance, done, most, freedom, level)
     said = done / fair
-    known = _PILOT_PULL * float(noise_K.mean())
-    scale = (float(((seen_K - said * fair_K) ** 2).sum()) + known) / (float(noise_K.sum()) + known)
-    own = scale * float(noise_K.sum()) / fair**2
+    error = float(((seen_K - said * fair_K) ** 2).sum())
+    believed, held = float(noise_K.sum()), _PILOT_PULL * float(noise_K.mean())
+    scale = (error + held) / (believed + held) if believed else 1.0
+    own = (scale * believed if believed else error) / fair**2
     prior += max(0.0, (said - 1) ** 2 - prior - own)
-    weight = prior / (prior + own)
-    if not weight:
+    if not prior:
         return _around(plan.name, rest, scale * float(noise_C @ left_C), done, most, freedom, level)
+    weight = prior / (prior + own)
     # degrees of freedom of a sum of two estimates, each with its own (Satterthwaite)
     one, other = weight**2 * own, (1 - weight) ** 2 * prior
-    freedom = (one + other) ** 2 / (one**2 / (len(seen_K) - 1 + _PILOT_PULL) + other**2 / freedom)
+    freedom = (
+        (one + other) ** 2 / (one**2 / (len(seen_K) - 1 + _PILOT_PULL) + other**2 / freedom)
+        if own
+        else freedom
+    )
     variance = rest**2 * weight * own + scale * float(noise_C @ left_C)
     return _around(plan.name, rest * (1 + weight * (said - 1)), variance, done, most, freedom, level)
 

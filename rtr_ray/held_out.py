@@ -23,11 +23,11 @@ from rtr_ray.types import Candidate, FloatArray, IntArray, RoutingTable
 
 ARRAYS = "held_out.safetensors"
 FACTS = "held_out.json"
-CENTROIDS = 64
+CENTROIDS = 32
 """At most; few enough to send to every actor."""
 BINS = 128
 """Of a histogram of distances from 0 to 2."""
-_ROUNDS = 20
+_ROUNDS = 8
 _FAR = 0.1
 _CHANCE = 1.3  # related queries come together, so that small corpora differ by more than lone ones would
 _ROWS_PER_CENTROID = 8
@@ -49,7 +49,6 @@ class HeldOut:
     seen_accuracy: FloatArray  # (M, C) mean over the runs of the cell
     seen_output_tokens: FloatArray  # (M, C)
     seen_input_tokens: FloatArray  # (M, C)
-    runs: IntArray  # (M, C) how often the cell was run
     distance: FloatArray  # (M,) cosine distance to the nearest centroid of the other queries
     cluster: IntArray  # (M,) the nearest of `centroids`
     centroids: FloatArray  # (K, D) of the embeddings of all queries, unit length
