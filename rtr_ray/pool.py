@@ -9,9 +9,21 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from rtr_ray.errors import ConfigError, DataError
 from rtr_ray.strategies import Strategy
-from rtr_ray.types import Candidate, Message, Query, Request, Sampling, Usage, check_name
+from rtr_ray.types import (
+    Candidate,
+    FloatArray,
+    Message,
+    Query,
+    Request,
+    RoutingTable,
+    Sampling,
+    Usage,
+    check_name,
+)
 
 MTOK = Decimal(1_000_000)
 USD_QUANTUM = Decimal("1e-12")  # decimal128(38, 12) in Parquet
@@ -296,6 +308,35 @@ class Pool:
                 for candidate in self.candidates
             }
         )
+
+
+def priced_table(
+    pool: Pool,
+    query_ids: Sequence[str],
+    accuracy_QC: FloatArray,
+    output_tokens_QC: FloatArray,
+    output_tokens_p95_QC: FloatArray,
+    input_tokens_QC: FloatArray,
+) -> RoutingTable:
+    """The routing table of predictions for all candidates of a pool, at its prices.
+
+    A cell is allowed where prompt and longest answer fit the candidate's context window.
+    """
+    candidates = pool.candidates
+    prices = [pool.price(candidate) for candidate in candidates]
+    input_C = np.array([float(price.input_usd_per_mtok / MTOK) for price in prices])
+    output_C = np.array([float(price.output_usd_per_mtok / MTOK) for price in prices])
+    limit_C = np.array([pool.deployment(c).context_tokens or np.inf for c in candidates])
+    longest_C = np.array([pool.max_tokens(c) for c in candidates])
+    return RoutingTable(
+        tuple(query_ids),
+        candidates,
+        accuracy_QC,
+        output_tokens_QC,
+        output_tokens_p95_QC,
+        (input_tokens_QC * input_C + output_tokens_QC * output_C).astype(np.float32),
+        input_tokens_QC + longest_C <= limit_C,
+    )
 
 
 TEMPLATE_TOKENS = 512  # more than the text that chat templates of known models add

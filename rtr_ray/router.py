@@ -1,7 +1,8 @@
 """A router: an encoder and a fitted estimator over a pool. Queries in, routing tables out.
 
 A router folder holds `router.json` (the encoder, the candidates and how they behaved when their
-outcomes were recorded, figures from training) and `estimator.safetensors`. No pickle.
+outcomes were recorded, figures from training) and `estimator.safetensors`; where it was trained by
+`rtr-ray train`, also `held_out.safetensors` and `held_out.json`, from which plans are forecast. No pickle.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import RouterError, RtrError
 from rtr_ray.estimators import FITTED, KNOWN
 from rtr_ray.estimators.base import Estimator, Extendable, FittedEstimator, Profiles, State, columns_of
-from rtr_ray.pool import MTOK, Pool, fingerprint
+from rtr_ray.held_out import HeldOut
+from rtr_ray.pool import Pool, fingerprint, priced_table
 from rtr_ray.storage import open_store
-from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcomes, RoutingTable
+from rtr_ray.types import Candidate, FloatArray, Outcomes, RoutingTable
 
 SCHEMA_VERSION = 1
 _LEAST_TOKENS_PER_BYTE = 0.1
@@ -96,27 +98,14 @@ class Router:
         """
         estimate = self.estimator.predict(embeddings_QD)
         columns_C = columns_of(self.estimator.candidates, self.candidates)
-        tokens_QC = estimate.output_tokens[:, columns_C]
-        input_QC = self.inputs.predict(self.candidates, size_Q.astype(np.float64))
-        prices = [self.pool.price(candidate) for candidate in self.candidates]
-        input_C = np.array([float(price.input_usd_per_mtok / MTOK) for price in prices])
-        output_C = np.array([float(price.output_usd_per_mtok / MTOK) for price in prices])
-        return RoutingTable(
-            tuple(query_ids),
-            self.candidates,
+        return priced_table(
+            self.pool,
+            query_ids,
             estimate.accuracy[:, columns_C],
-            tokens_QC,
+            estimate.output_tokens[:, columns_C],
             estimate.output_tokens_p95[:, columns_C],
-            (input_QC * input_C + tokens_QC * output_C).astype(np.float32),
-            self._fits(input_QC),
+            self.inputs.predict(self.candidates, size_Q.astype(np.float64)),
         )
-
-    def _fits(self, input_QC: FloatArray) -> BoolArray:
-        """Whether prompt and longest answer fit the candidate's context window."""
-        limit_C = np.array([self.pool.deployment(c).context_tokens or np.inf for c in self.candidates])
-        longest_C = np.array([self.pool.max_tokens(c) for c in self.candidates])
-        fits_QC: BoolArray = input_QC + longest_C <= limit_C
-        return fits_QC
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +118,7 @@ class RouterFolder:
     inputs: InputTokens
     behaviours: Mapping[str, str]  # candidate -> Pool.behaviour when its outcomes were recorded
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    held_out: HeldOut | None = None  # what forecasts stand on; no part of what was learned
 
     def save(self, uri: str) -> None:
         """Write the folder; `router.json` last, so that a half-written folder is none."""
@@ -136,6 +126,8 @@ class RouterFolder:
         state = self.estimator.state()
         contiguous = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
         store.write("estimator.safetensors", save_tensors(contiguous))
+        if self.held_out is not None:
+            self.held_out.save(store)
         store.write("router.json", json.dumps(self._head(state), indent=2).encode())
 
     def _head(self, state: State) -> dict[str, Any]:
@@ -190,6 +182,7 @@ class RouterFolder:
                 inputs=InputTokens(**head["input_tokens"]),
                 behaviours=head["behaviours"],
                 metrics=head["metrics"],
+                held_out=HeldOut.load(store),
             )
         except RtrError:
             raise
@@ -298,13 +291,21 @@ def embed_profiles(pool: Pool, encoder: Encoder, candidates: Sequence[Candidate]
     )
 
 
-def train(outcomes: Outcomes, pool: Pool, encoder: Encoder, estimator: Estimator) -> RouterFolder:
+def train(
+    outcomes: Outcomes,
+    pool: Pool,
+    encoder: Encoder,
+    estimator: Estimator,
+    embeddings_MD: FloatArray | None = None,
+) -> RouterFolder:
     """Fit a router on recorded outcomes of a pool's candidates.
 
     Args:
         outcomes: The training part, with the pool's candidates as columns.
+        embeddings_MD: Of the outcomes' queries, where they are there already.
     """
-    embeddings_MD = encoder.encode(outcomes.queries)
+    if embeddings_MD is None:
+        embeddings_MD = encoder.encode(outcomes.queries)
     profiles = embed_profiles(pool, encoder, outcomes.candidates)
     return RouterFolder(
         encoder=registry.spec_of(encoder, ENCODERS),

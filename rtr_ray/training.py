@@ -12,10 +12,12 @@ import pyarrow as pa
 from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import DataError
 from rtr_ray.estimators.base import Estimator, columns_of
+from rtr_ray.folds import predict_held_out, with_test_rows
+from rtr_ray.held_out import HeldOut
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.pool import Pool
-from rtr_ray.router import RouterFolder, train
-from rtr_ray.types import Candidate, Outcomes
+from rtr_ray.router import RouterFolder, embed_profiles, train
+from rtr_ray.types import Candidate, Estimate, Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +33,25 @@ class Trained:
 
 
 def train_router(
-    outcomes_uri: str, pool: Pool, encoder: Encoder, estimator: Estimator, output: str
+    outcomes_uri: str,
+    pool: Pool,
+    encoder: Encoder,
+    estimator: Estimator,
+    output: str,
+    folds: int | None = None,
 ) -> Trained:
     """Train on the rows of split `train`, check on those of `test`, write the router folder.
 
     Rows marked as out of distribution are left out of both.
+
+    Args:
+        outcomes_uri: The recorded outcomes.
+        pool: Its candidates, as far as they have outcomes, are learned.
+        encoder: For the queries and the profiles.
+        estimator: The recipe.
+        output: The router folder.
+        folds: How often the recipe is fitted again for the held-out predictions that forecasts
+            stand on; None: see `folds.predict_held_out`. 0: never, and forecasts have no interval.
 
     Raises:
         DataError: If there is nothing to train on.
@@ -49,10 +65,23 @@ def train_router(
             f"{outcomes_uri} has outcomes of {', '.join(map(str, seen))}, none of which is in the pool "
             f"({', '.join(map(str, pool.candidates))})."
         )
-    folder = train(pivot(split_rows(long, "train"), candidates), pool, encoder, estimator)
-    test = split_rows(long, "test")
-    held_out = _checked(folder, pivot(test, candidates), encoder) if len(test) else {}
-    folder = replace(folder, metrics={**folder.metrics, "held_out": held_out})
+    known = pivot(split_rows(long, "train"), candidates)
+    known_MD = encoder.encode(known.queries)
+    folder = train(known, pool, encoder, estimator, known_MD)
+    kept: HeldOut | None = None
+    if folds != 0:
+        profiles = embed_profiles(pool, encoder, known.candidates)
+        kept = predict_held_out(known, known_MD, profiles, estimator, folds)
+    held_out: Mapping[str, Any] = {}
+    test_rows = split_rows(long, "test")
+    if len(test_rows):
+        test = pivot(test_rows, candidates)
+        test_HD = encoder.encode(test.queries)
+        estimate = folder.estimator.predict(test_HD)
+        held_out = _checked(folder, test, estimate)
+        if kept is not None:
+            kept = with_test_rows(kept, known, test, test_HD, estimate, folder.inputs)
+    folder = replace(folder, metrics={**folder.metrics, "held_out": held_out}, held_out=kept)
     folder.save(output)
     return Trained(
         folder,
@@ -71,9 +100,8 @@ def _other_pool(long: pa.Table, pool: Pool) -> bool:
     return bool(found) and found != {pool.fingerprint}
 
 
-def _checked(folder: RouterFolder, outcomes: Outcomes, encoder: Encoder) -> dict[str, Any]:
+def _checked(folder: RouterFolder, outcomes: Outcomes, estimate: Estimate) -> dict[str, Any]:
     """How the predictions for held-out queries compare with what happened."""
-    estimate = folder.estimator.predict(encoder.encode(outcomes.queries))
     columns_C = columns_of(folder.estimator.candidates, outcomes.candidates)
     rows = {}
     for column, candidate in enumerate(outcomes.candidates):

@@ -24,10 +24,11 @@ LONGEST_FILE = 450
 LAYERS = (
     {"errors"},
     {"types", "schemas", "storage", "yaml_door", "sandbox"},
-    {"strategies", "pool", "answers", "registry", "run_folder"},
+    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"},
     {"encoders", "estimators", "policies", "executors"},
-    {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"},
-    {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training"},
+    {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
+    | {"held_rows", "forecast", "makespan"},
+    {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
     {"versions", "explanation", "plan_screen"},
     {"pool_file"},
     {"config", "job", "collection"},
