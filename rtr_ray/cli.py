@@ -65,13 +65,17 @@ def plan(
     output: Output = None,
     address: Address = None,
     fresh: Fresh = False,
+    pilot: Annotated[
+        bool,
+        typer.Option("--pilot", help="Answer and pay for about 50 rows, and correct the forecast by them."),
+    ] = False,
 ) -> None:
     """Say what a budget buys, before a cent is spent. `run` goes on from there."""
     with _screen() as screen:
         job = _checked(screen, config, budget_usd, output, address)
         from rtr_ray.distributed.batch import plan_job
 
-        found = plan_job(job, screen, fresh)
+        found = plan_job(job, screen, fresh, pilot)
     from rtr_ray.plan_screen import show_plan
 
     show_plan(found, screen.console)

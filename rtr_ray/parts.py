@@ -6,7 +6,7 @@ Pure functions from Arrow to Arrow; where the parts lie and who computes them is
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any
@@ -29,7 +29,10 @@ UNROUTED = "unrouted"
 
 
 def table_part(
-    block: pa.Table, router: Router, keep_embeddings: bool = False
+    block: pa.Table,
+    router: Router,
+    keep_embeddings: bool = False,
+    seen: Callable[[FloatArray], None] | None = None,
 ) -> tuple[pa.Table, RoutingTable]:
     """Encode a block of rows and predict its routing table.
 
@@ -37,6 +40,7 @@ def table_part(
         block: From `reading.read_split`.
         router: Predicts.
         keep_embeddings: Whether a column `_embedding` keeps what was encoded.
+        seen: Told the embeddings of the usable rows.
 
     Returns:
         The block with the table's columns, and the table of its usable rows.
@@ -46,6 +50,8 @@ def table_part(
     sizes = _sizes(block.filter(pa.array(usable)))
     ids = [name for name, fine in zip(block[QUERY_ID].to_pylist(), usable, strict=True) if fine]
     embeddings_QD = router.encoder.encode(texts)
+    if seen is not None and len(embeddings_QD):
+        seen(embeddings_QD)
     table = router.table(ids, embeddings_QD, sizes)
     bounded_QC = _bounded(block.filter(pa.array(usable)), router.pool, table.candidates)
     table = replace(table, allowed=table.allowed & bounded_QC)

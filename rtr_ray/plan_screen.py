@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rtr_ray.explanation import Explanation
-from rtr_ray.screen import money, percent
+from rtr_ray.screen import duration, money, percent
 
-_BAR = 30
+_BAR = 20
 
 
 def show_plan(plan: Mapping[str, Any], console: Console) -> None:
@@ -26,20 +26,46 @@ def show_plan(plan: Mapping[str, Any], console: Console) -> None:
 
 def words(plan: Mapping[str, Any]) -> list[str]:
     """What a plan comes to."""
-    budget = plan["budget_usd"]
+    budget, found = plan["budget_usd"], plan["forecast"]
     limit = f" of a budget of {money(float(budget))}" if budget is not None else ""
+    cost, accuracy = found["cost_usd"], found["accuracy"]
+    after = f", after {found['pilot_rows']:,} rows of a pilot" if found["pilot_rows"] else ""
     said = [
-        f"{plan['rows']:,} rows: expected to cost {money(plan['cost_usd'])}{limit} and to be right in "
-        f"{percent(plan['accuracy'])}."
+        f"{plan['rows']:,} rows. Forecast{after}: {_range(cost, money)}{limit}, "
+        f"{_range(accuracy, percent)} right answers. The router's own sums are "
+        f"{money(plan['cost_usd'])} and {percent(plan['accuracy'])}."
     ]
     if plan["unrouted"]:
         said.append(f"{plan['unrouted']:,} rows cannot be put to any candidate.")
     if budget is not None and plan["curve"] and plan["dual_price"] is not None:
-        most = plan["curve"][-1]
-        if float(budget) > most["cost_usd"]:
-            said.append(f"More than {money(most['cost_usd'])} would not help.")
+        most = max(point["cost_usd"] for point in plan["curve"])
+        if float(budget) > most:
+            said.append(f"More than {money(most)} would not help.")
         else:
             said.append(f"The last dollar buys {plan['dual_price']:,.4g} right answers.")
+    return [*said, *_time(plan["time"]), *(f"Note: {warning}." for warning in found["warnings"])]
+
+
+def _range(interval: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    """An expectation, and where it lies with what probability."""
+    if interval["low"] is None or interval["high"] is None:
+        return f"{shown(interval['expected'])} (no interval)"
+    ends = f"{shown(interval['low'])} to {shown(interval['high'])}"
+    return f"{shown(interval['expected'])} ({100 * interval['level']:g}%: {ends})"
+
+
+def _time(time: Mapping[str, Any]) -> list[str]:
+    known = {name: s for name, s in time["by_deployment_s"].items() if s is not None}
+    lacking = sorted(set(time["by_deployment_s"]) - set(known))
+    said = []
+    if known:
+        each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in known.items())
+        said.append(f"Generating takes, with all replicas: {each}.")
+    if lacking:
+        said.append(
+            f"Nobody has said how fast {', '.join(lacking)} generate: give the deployments their "
+            "output_tokens_per_s (a run's summary has measured ones) for the time."
+        )
     return said
 
 
@@ -66,17 +92,27 @@ def mix_table(plan: Mapping[str, Any]) -> Table:
 
 def curve_table(plan: Mapping[str, Any]) -> Table:
     """What other budgets would buy."""
-    table = Table(title="What a budget buys, by the estimates", title_justify="left")
-    for name in ("budget", "accuracy", ""):
-        table.add_column(name, justify="left" if not name else "right")
+    table = Table(title="What a budget buys", title_justify="left")
+    for name in ("budget", "spent", "right answers", ""):
+        table.add_column(name, justify="left" if not name else "right", no_wrap=True)
     budget = plan["budget_usd"]
     for point in plan["curve"]:
         here = budget is not None and abs(point["budget_usd"] - float(budget)) <= 1e-9 * point["budget_usd"]
-        bar = "#" * round(_BAR * point["accuracy"])
+        accuracy = point["accuracy_interval"]
         table.add_row(
-            money(point["budget_usd"]), percent(point["accuracy"]), bar, style="bold" if here else ""
+            money(point["budget_usd"]),
+            _ends(point["cost_interval_usd"], money),
+            _ends(accuracy, percent),
+            "#" * round(_BAR * (accuracy["expected"] or 0.0)),
+            style="bold" if here else "",
         )
     return table
+
+
+def _ends(interval: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    if interval["low"] is None or interval["high"] is None:
+        return shown(interval["expected"])
+    return f"{shown(interval['expected'])} ({shown(interval['low'])} - {shown(interval['high'])})"
 
 
 def options_table(found: Explanation) -> Table:

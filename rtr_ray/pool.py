@@ -110,6 +110,7 @@ class Deployment:
     context_tokens: int | None = None  # prompt and answer together; None: unknown
     max_in_flight: int = 256  # requests per replica
     gpu_usd_per_hour: Decimal | None = None
+    output_tokens_per_s: float | None = None  # of one replica under full load, as somebody measured it
     written_source: str = ""  # as the pool file has it, so that moving the folder changes no fingerprint
 
     def __post_init__(self) -> None:

@@ -109,6 +109,9 @@ class DeploymentKeys(Door):
     max_in_flight: int = Field(256, ge=1, description="requests in flight per replica")
     prices: Prices = Field(description="input_usd_per_mtok and output_usd_per_mtok; 0 for free")
     gpu_usd_per_hour: Decimal | None = Field(None, ge=0, description="dollars per GPU and hour")
+    output_tokens_per_s: float | None = Field(
+        None, gt=0, description="output tokens per second of one replica under load, measured"
+    )
 
     def build(self, name: str, folder: Path) -> Deployment:
         """The deployment; a source that is a folder beside the file becomes its path."""
@@ -139,6 +142,7 @@ class DeploymentKeys(Door):
             context_tokens=self.context_tokens or own,
             max_in_flight=self.max_in_flight,
             gpu_usd_per_hour=self.gpu_usd_per_hour,
+            output_tokens_per_s=self.output_tokens_per_s,
             written_source=self.source or "",
         )
 

@@ -39,6 +39,7 @@ class Autopilot:
     deployments: frozenset[str]  # that the plan uses
     capacity: int  # requests that the engines hold at once
     unskip: Callable[[int], None]  # told how many rows that the budget did not reach are tried again
+    insists: bool = True  # rows that the budget did not reach are tried again at the end
     unrouted: int = 0
     _planned: dict[int, PlannedSlice] = field(default_factory=dict)
     _planning: dict[Any, Slice] = field(default_factory=dict)  # what Ray gives for a task -> its slice
@@ -153,7 +154,7 @@ class Autopilot:
         """Try rows again that the budget did not reach; tells whether there is anything to try."""
         steering, skipped = self.steering, snapshot.rows.get("skipped_budget", 0)
         answered = snapshot.rows.get("answered", 0)
-        if not steering.budgeted or not skipped or self._round >= _ROUNDS:
+        if not (self.insists and steering.budgeted and skipped and self._round < _ROUNDS):
             return False
         if self._round > 1 and answered == self._answered:  # not even the cheapest ones fit any more
             return False

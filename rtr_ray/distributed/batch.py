@@ -28,15 +28,17 @@ from rtr_ray.distributed.cluster import (
     root,
 )
 from rtr_ray.distributed.dispatching import most_in_flight, part_of
+from rtr_ray.distributed.outlook import Outlook
 from rtr_ray.distributed.preparing import Planning
 from rtr_ray.distributed.rest import forget_failed
 from rtr_ray.distributed.steering import Steering
-from rtr_ray.errors import LedgerError
+from rtr_ray.errors import DataError, LedgerError
 from rtr_ray.job import Job
 from rtr_ray.parts import UNROUTED
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import PLAN, SUMMARY, RunFolder
 from rtr_ray.screen import Screen, money, summary_table
+from rtr_ray.slices import Slice
 from rtr_ray.summary import Tally, plain, summary
 from rtr_ray.types import Candidate
 
@@ -60,20 +62,36 @@ def run_job(job: Job, screen: Screen, fresh: bool = False, retry_failed: bool = 
         return _Run(job, folder, screen).run(retry_failed)
 
 
-def plan_job(job: Job, screen: Screen, fresh: bool = False) -> dict[str, Any]:
-    """Route a corpus and say what its answers will cost; asks nothing. `run_job` goes on from there.
+def plan_job(job: Job, screen: Screen, fresh: bool = False, pilot: bool = False) -> dict[str, Any]:
+    """Route a corpus and say what its answers will cost. `run_job` goes on from there.
+
+    Args:
+        job: What to do, checked.
+        screen: Where to show how far it is.
+        fresh: Move an older run in the same folder aside.
+        pilot: Answer about 50 rows, which are paid for, and correct the forecast by them. Their
+            answers are kept. Without it nothing is asked.
 
     Returns:
-        The content of `plan.json`, with `curve`: what other budgets would buy.
+        The content of `plan.json`, with `forecast`, `time` and `curve` (what other budgets would buy).
 
     Raises:
         RtrError: In one sentence, whatever stands in the way; a budget that is too small is one.
     """
     with opened(job, screen, fresh) as folder:
-        if not job.file.cluster.grows:
-            check_encoders(encoders_of(job.file.encoder), ray.cluster_resources())
+        run = _Run(job, folder, screen)
         planning = Planning(job, folder, screen)
-        plan = planning.plan() | {"curve": planning.curve()}
+        if pilot:
+            plan = run.pilot(planning)
+        else:
+            if not job.file.cluster.grows:
+                check_encoders(encoders_of(job.file.encoder), ray.cluster_resources())
+            plan = planning.plan()
+        assert planning.version is not None
+        budget = None if job.file.budget_usd is None else float(job.file.budget_usd)
+        with screen.stage("forecast"):
+            outlook = Outlook(job, folder, planning.slices, planning.version, planning.kinds, budget)
+            plan = plan | outlook.of(plan)
         folder.write_json(PLAN, plan)
         folder.update(status="planned", stage="plan")
         return plan
@@ -202,6 +220,31 @@ class _Run:
             raise KeyboardInterrupt
         return self._finish(plan, tally, snapshot, answering)
 
+    def pilot(self, planning: Planning) -> dict[str, Any]:
+        """The plan, and its pilot answered.
+
+        Raises:
+            DataError: If the corpus is too small to have a pilot.
+        """
+        file = self.job.file
+        answering = Answering.prepare(
+            self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
+        )
+        try:
+            plan = planning.plan()
+            pilots = [one for one in planning.slices if one.is_pilot]
+            if not pilots:
+                raise DataError(f"{plan['rows']} rows are too few for a pilot. Run them.")
+            feed = self._feed(planning, plan, answering, pilots)
+            answering.rows_total = plan["rows"]
+            with stopped_by_signals(answering.stopping, self.screen):
+                answering.answer(feed)
+        finally:
+            answering.stop()
+        if answering.stopping.is_set():
+            raise KeyboardInterrupt
+        return plan
+
     def _forget_failed(self) -> None:
         """Take rows that failed out of the results, so that they are asked again."""
         keys = [key for key in self.folder.results() if part_of(key) != UNROUTED]
@@ -216,7 +259,13 @@ class _Run:
             needs += deployment_needs(deployment)
         return needs.fits(resources)
 
-    def _feed(self, planning: Planning, plan: Mapping[str, Any], answering: Answering) -> Autopilot:
+    def _feed(
+        self,
+        planning: Planning,
+        plan: Mapping[str, Any],
+        answering: Answering,
+        only: list[Slice] | None = None,
+    ) -> Autopilot:
         job, ledger = self.job, answering.ledger
         assert planning.version is not None
         candidates = [Candidate.parse(row["candidate"]) for row in plan["by_candidate"]]
@@ -234,10 +283,11 @@ class _Run:
         capacity = sum(most_in_flight(job.pool.deployments[name], job.file.dispatch) for name in used)
         feed = Autopilot(
             steering,
-            planning.slices,
+            planning.slices if only is None else only,
             frozenset(used),
             capacity,
             lambda rows: ray.get(ledger.unskip.remote(rows)),
+            insists=only is None,
         )
         feed.resume(count_results(self.folder)[1])
         return feed

@@ -121,7 +121,7 @@ def sketching(
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class Ahead:
     """What some rows come to: under a plan, and if all went to one candidate."""
 
     rows: int = 0
@@ -129,8 +129,8 @@ class Outlook:
     expected: Mapping[Candidate, Expected] | None = None
     fixed: Mapping[Candidate, Expected] | None = None  # each row that the candidate may take
 
-    def __add__(self, other: Outlook) -> Outlook:
-        return Outlook(
+    def __add__(self, other: Ahead) -> Ahead:
+        return Ahead(
             self.rows + other.rows,
             self.unrouted + other.unrouted,
             added([self.expected or {}, other.expected or {}]),
@@ -148,9 +148,9 @@ def added(many: Iterable[Mapping[Candidate, Expected]]) -> dict[Candidate, Expec
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-def look_ahead(output: str, slices: Sequence[Slice], pool: Pool, version: Version) -> Outlook:
+def look_ahead(output: str, slices: Sequence[Slice], pool: Pool, version: Version) -> Ahead:
     """What slices would come to if they were planned now; writes nothing."""
-    store, total = open_store(output), Outlook()
+    store, total = open_store(output), Ahead()
     for one in slices:
         for part in _tables(store, one, _NUMBERS):
             table = version.corrections.apply(routing_table(part), pool)
@@ -163,7 +163,7 @@ def look_ahead(output: str, slices: Sequence[Slice], pool: Pool, version: Versio
                     for name in ("accuracy", "output_tokens", "cost_usd")
                 )
                 fixed[candidate] = Expected(int(allowed_Q.sum()), *values)
-            total += Outlook(len(part), int((~plan.routed).sum()), expected(plan), fixed)
+            total += Ahead(len(part), int((~plan.routed).sum()), expected(plan), fixed)
     return total
 
 

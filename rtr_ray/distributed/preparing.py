@@ -9,13 +9,13 @@ from typing import Any
 import ray
 
 from rtr_ray.corrections import Corrections
-from rtr_ray.distributed.planning import SLICES, Outlook, looking_ahead, sketching
+from rtr_ray.distributed.planning import SLICES, Ahead, looking_ahead, sketching
 from rtr_ray.distributed.routing import RoutingWork, TablePart, find_duplicate, write_tables
 from rtr_ray.errors import BudgetError, DataError
+from rtr_ray.held_out import merge_sketches
 from rtr_ray.job import Job
 from rtr_ray.parts import Expected, Version
 from rtr_ray.policies.base import Budgeted, Policy, Sketch, merged
-from rtr_ray.policies.budget import Budget, curve, extremes
 from rtr_ray.run_folder import PLAN, RunFolder
 from rtr_ray.screen import Screen, money
 from rtr_ray.slices import Slice, cut
@@ -24,7 +24,6 @@ from rtr_ray.types import Candidate
 from rtr_ray.versions import price_of, save, saved
 
 LAYOUT = "slices.json"
-_CURVE_POINTS = 12
 _IDS_PER_BUCKET = 5_000_000  # ids that one task compares at a time
 
 
@@ -37,6 +36,7 @@ class Planning:
     screen: Screen
     slices: list[Slice] = field(default_factory=list)
     version: Version | None = None
+    kinds: Sketch | None = None  # of queries, see `held_out.distance_sketch`
 
     @property
     def policy(self) -> Policy:
@@ -81,45 +81,31 @@ class Planning:
             fitted = self.policy.freeze(merged(self.policy, sketches))
             self.version = Version(fitted, max(found, default=-1) + 1, dual_price=price_of(fitted))
             save(self.folder, self.version, _amount(self.job))
-            plan = self._plan_json(self._outlook(stage))
+            plan = self._plan_json(self._look_ahead(stage))
             stage.note = money(plan["cost_usd"]) + " expected"
         self._check_budget(plan)
         self.folder.write_json(PLAN, plan)
         return plan
-
-    def curve(self) -> list[dict[str, Any]]:
-        """What budgets from the cheapest plan to the dearest useful one would buy, by the estimates."""
-        recipe = self.policy if isinstance(self.policy, Budget) else Budget()
-        tasks = sketching(self.folder.store.uri, self.slices, self.job.pool, recipe, Corrections())
-        sketch = merged(recipe, (one for one in ray.get(tasks) if one is not None))
-        if sketch is None or not sketch["routed"]:
-            return []
-        least, most = extremes(sketch)
-        amounts = _spread(least.cost, most.cost) + ([amount] if (amount := _amount(self.job)) else [])
-        points = zip(sorted(amounts), curve(sketch, sorted(amounts)), strict=True)
-        return [
-            {"budget_usd": amount, "cost_usd": one.cost, "accuracy": one.accuracy, "dual_price": one.price}
-            for amount, one in points
-            if one is not None
-        ]
 
     def _layout(self) -> list[Sketch] | None:
         """Find or make the slices; gives the sketches of the tables, where these were made just now."""
         layout = self.folder.read_json(LAYOUT)
         if layout is not None:
             self.slices = [Slice.from_json(one) for one in layout["slices"]]
+            self.kinds = layout["kinds"]
             return None
         parts = self._tables()
         self._check_ids(parts)
         self.slices = cut({part.key: part.rows for part in parts})
-        self.folder.write_json(
-            LAYOUT, {"schema_version": 1, "slices": [one.to_json() for one in self.slices]}
-        )
+        kinds = [part.kinds for part in parts if part.kinds is not None]
+        self.kinds = merge_sketches(kinds) if kinds else None
+        slices = [one.to_json() for one in self.slices]
+        self.folder.write_json(LAYOUT, {"schema_version": 1, "slices": slices, "kinds": self.kinds})
         return [part.sketch for part in parts]
 
-    def _outlook(self, stage: Any) -> Outlook:
+    def _look_ahead(self, stage: Any) -> Ahead:
         assert self.version is not None
-        total = Outlook()
+        total = Ahead()
         waiting = looking_ahead(self.folder.store.uri, self.slices, self.job.pool, self.version)
         while waiting:
             done, waiting = ray.wait(waiting)
@@ -184,34 +170,25 @@ class Planning:
                 "let the budget decide (policy: {kind: budget}), or add a cheaper candidate."
             )
 
-    def _plan_json(self, outlook: Outlook) -> dict[str, Any]:
-        expected = outlook.expected or {}
+    def _plan_json(self, ahead: Ahead) -> dict[str, Any]:
+        expected = ahead.expected or {}
         total = sum(sums.rows for sums in expected.values())
         assert self.version is not None
         return {
             "schema_version": 1,
-            "rows": outlook.rows,
-            "unrouted": outlook.unrouted,
+            "rows": ahead.rows,
+            "unrouted": ahead.unrouted,
             "budget_usd": self.budget,
             "cost_usd": sum(sums.cost_usd for sums in expected.values()),
             "accuracy": sum(sums.accuracy for sums in expected.values()) / total if total else None,
             "dual_price": self.version.dual_price,
             "by_candidate": _rows(expected),
-            "if_all_went_to": _rows(outlook.fixed or {}),
+            "if_all_went_to": _rows(ahead.fixed or {}),
         }
 
 
 def _rows(sums: Mapping[Candidate, Expected]) -> list[dict[str, Any]]:
     return [{"candidate": str(candidate), **asdict(one)} for candidate, one in sorted(sums.items())]
-
-
-def _spread(least: float, most: float) -> list[float]:
-    """Budgets at equal ratios, both ends included."""
-    if least <= 0 or most <= least:
-        return [most] if most > 0 else []
-    ratio = (most / least) ** (1 / (_CURVE_POINTS - 1))
-    # a hair above, lest rounding put an end below what it stands for
-    return [least * ratio**k * (1 + 1e-9) for k in range(_CURVE_POINTS)]
 
 
 def _amount(job: Job) -> float | None:

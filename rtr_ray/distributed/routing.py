@@ -22,6 +22,7 @@ from rtr_ray.config import EncoderKeys
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.errors import RtrError
+from rtr_ray.held_out import distance_sketch, merge_sketches
 from rtr_ray.parts import table_part
 from rtr_ray.policies.base import Policy, Sketch, merged
 from rtr_ray.pool import Pool
@@ -30,6 +31,7 @@ from rtr_ray.router import Router, RouterFolder
 from rtr_ray.run_folder import TABLES
 from rtr_ray.schemas import stamp, stamped
 from rtr_ray.storage import open_store, read_metadata, read_table, write_table
+from rtr_ray.types import FloatArray
 
 _AHEAD = 2  # blocks that are read while one is encoded
 
@@ -56,6 +58,7 @@ class TablePart:
     unusable: int
     sketch: Sketch
     worker: str
+    kinds: Sketch | None = None  # of queries, see `held_out.distance_sketch`; None: the router cannot tell
 
 
 class TableActor:
@@ -77,6 +80,7 @@ class TableActor:
         encoder = registry.build(spec, ENCODERS, "encoder")
         self._router: Router = folder.bind(work.pool, encoder, work.untrained)
         self._store = open_store(work.output)
+        self._centroids_KD = None if folder.held_out is None else folder.held_out.centroids
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One split in, what is known of its table part out."""
@@ -88,9 +92,15 @@ class TableActor:
 
     def _write(self, split: Split) -> TablePart:
         work, tables, sketches = self._work, [], []
+        kinds: list[Sketch] = []
+
+        def look(embeddings_QD: FloatArray) -> None:
+            if self._centroids_KD is not None:
+                kinds.append(distance_sketch(self._centroids_KD, embeddings_QD))
+
         blocks = read_split(work.corpus, split, work.keys.batch_rows)
         for block in _prefetched(blocks, _AHEAD):
-            part, table = table_part(block, self._router, work.keys.keep_embeddings)
+            part, table = table_part(block, self._router, work.keys.keep_embeddings, look)
             tables.append(part)
             sketches.append(work.policy.sketch(table))
         if not tables:
@@ -98,13 +108,21 @@ class TableActor:
         whole = pa.concat_tables(tables)
         sketch = merged(work.policy, sketches) or {}
         usable = sum(error is None for error in whole[ROW_ERROR].to_pylist())
-        found = TablePart(table_key(split), len(whole), len(whole) - usable, sketch, _worker())
+        found = TablePart(
+            table_key(split),
+            len(whole),
+            len(whole) - usable,
+            sketch,
+            _worker(),
+            merge_sketches(kinds) if kinds else None,
+        )
         candidates = stamp(whole.schema.metadata, "candidates")
         facts = {
             "rows": found.rows,
             "unusable": found.unusable,
             "sketch": dict(sketch),
             "worker": found.worker,
+            "kinds": found.kinds,
         }
         write_table(self._store, found.key, stamped(whole, candidates=candidates, facts=facts))
         return found
