@@ -140,6 +140,7 @@ class Answering:
     ledger: Any = field(default=None, init=False)  # actor handle; each folder has one of its own
     guard: Guard | None = None
     rent: Rent | None = None
+    speeds: dict[str, float] = field(default_factory=dict)  # output tokens per second and replica, measured
     rented_out: bool = False  # the engines' time has used up the budget
     groups: list[list[Deployment]] = field(default_factory=list)
     rows_total: int | None = None
@@ -240,6 +241,7 @@ class Answering:
         # rows that a smaller budget skipped are tried again
         rows = {status: count for status, count in tally.rows.items() if status != "skipped_budget"}
         ray.get(self.ledger.resume.remote(tally.accounts, rows))
+        before, began_s = self._tokens(tally.accounts), time.monotonic()
         if len(self.groups) == 1:
             self._answer_group(self.groups[0], feed, expected_tokens)
         else:

@@ -316,6 +316,7 @@ class _Run:
             tally, status, plan["rows"], self.job.file.budget_usd, plan["cost_usd"], self.screen.seconds
         )
         found["cost_usd"]["gpu"] = _rent(answering)
+        found["output_tokens_per_s"] = {name: round(v, 1) for name, v in answering.speeds.items() if v}
         found["unanswered"] = plan["rows"] - counted
         found["if_all_went_to"] = _alternatives(plan)
         balance = snapshot.balance
