@@ -253,7 +253,20 @@ class Answering:
                 if self.stopping.is_set():
                     break
         snapshot: Snapshot = ray.get(self.ledger.close.remote())
+        if len(self.groups) == 1:
+            took_s = time.monotonic() - began_s
+            for name, tokens in self._tokens(snapshot.balance.accounts).items():
+                replicas = self.pool.deployments[name].max_replicas
+                self.speeds[name] = (tokens - before.get(name, 0)) / took_s / replicas
         return snapshot
+
+    def _tokens(self, accounts: Mapping[Candidate, Account]) -> dict[str, int]:
+        """Output tokens by deployment."""
+        found: dict[str, int] = {}
+        for candidate, account in accounts.items():
+            name = self.pool.deployment(candidate).id
+            found[name] = found.get(name, 0) + account.output_tokens
+        return found
 
     def _rent_is_over_budget(self) -> bool:
         """Whether the engines' time, perhaps with the tokens, has used up the budget; where that counts."""
