@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
@@ -22,11 +22,13 @@ from rtr_ray.distributed.guard import Guard
 from rtr_ray.distributed.ledger_actor import Snapshot, claim, release
 from rtr_ray.distributed.rent import Rent
 from rtr_ray.grading import Grader
+from rtr_ray.ledger import Account
 from rtr_ray.pool import Deployment, Endpoint, Pool, fingerprint
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.screen import Screen, Stage, money
 from rtr_ray.storage import open_store, read_table
 from rtr_ray.summary import COLUMNS, Tally
+from rtr_ray.types import Candidate
 
 _POLL_S = 0.25
 _GRACE_S = 15.0  # for what is out when a job is told to stop; what takes longer is lost, and counted so
@@ -264,6 +266,8 @@ class Answering:
         """Output tokens by deployment."""
         found: dict[str, int] = {}
         for candidate, account in accounts.items():
+            if candidate.model not in self.pool.models:  # of an earlier collection, with others
+                continue
             name = self.pool.deployment(candidate).id
             found[name] = found.get(name, 0) + account.output_tokens
         return found
