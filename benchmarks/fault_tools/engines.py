@@ -1,0 +1,30 @@
+"""Serving the metered engines, once for many runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from ray import serve
+
+from benchmarks.fault_tools.engine import MeteredFake
+
+
+def serve_fake(meters: Path, prefix: str = "fake") -> None:
+    """Start the two fake engines."""
+    serve.start(proxy_location="Disabled")
+    for model in ("weak", "strong"):
+        serve.run(MeteredFake.bind(model, str(meters)), name=f"{prefix}-{model}", route_prefix=None)
+
+
+def wait(prefix: str, timeout_s: float) -> None:
+    """Until all engines of a prefix run, after whatever has happened to them."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        states = {name: app.status for name, app in serve.status().applications.items()}
+        mine = {name: state for name, state in states.items() if name.startswith(f"{prefix}-")}
+        if mine and all(state == "RUNNING" for state in mine.values()):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"The engines are not up after {timeout_s:g} s: {states}")
+        time.sleep(0.5)
