@@ -101,18 +101,22 @@ class _Run:
         while driver.poll() is None:
             now = time.monotonic()
             self._end_outages(now)
-            if self.pending and self._is_due(self.pending[0], now - began):
-                if self._strike(self.pending[0], driver):
-                    self.found.events.append(f"{self.pending[0].victim} {now - began:.1f}s")
-                    self.pending.popleft()
-                    self.seen = None
-                    if driver.poll() is None:
-                        self.exposed.append(in_flight(self.bench, self.reading))
+            self._next_fault(driver, now - began)
             if now - began > _SESSION_S[self.case.engines]:
                 self.found.events.append("hung")
                 driver.kill()
             time.sleep(0.05)
         return driver.wait()
+
+    def _next_fault(self, driver: subprocess.Popen[bytes], running_s: float) -> None:
+        if not self.pending or not self._is_due(self.pending[0], running_s):
+            return
+        if self._strike(self.pending[0], driver):
+            self.found.events.append(f"{self.pending[0].victim} {running_s:.1f}s")
+            self.pending.popleft()
+            self.seen = None
+            if driver.poll() is None:
+                self.exposed.append(in_flight(self.bench, self.reading))
 
     def _is_due(self, fault: Fault, running_s: float) -> bool:
         if fault.share is not None:
@@ -203,9 +207,8 @@ def run_case(site: Site, case: Case) -> Findings:
         bench.write()
         found = Findings(case.name, case.kind, case.engines)
         reading = Reading(site.meters / case.name)
-        return _Run(
-            site, case, bench, found, reading, random.Random(case.seed), deque(case.faults)
-        ).go()  # fmt: skip
+        luck = random.Random(case.seed)
+        return _Run(site, case, bench, found, reading, luck, deque(case.faults)).go()
 
 
 @contextlib.contextmanager

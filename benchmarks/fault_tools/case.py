@@ -184,8 +184,9 @@ class Bench:
             runs=np.ones(accuracy_MC.shape, dtype=int),
         )
         slow = any(fault.victim == "encoder" for fault in self.case.faults)
+        estimator: Any = KNN(k=8, shrinkage=0.0)
         encoder: Any = SlowEncoder(str(self.encoders)) if slow else HashEncoder(64)
-        train(outcomes, self.pool, encoder, KNN(k=8, shrinkage=0.0)).save(str(self.folder / "router"))
+        train(outcomes, self.pool, encoder, estimator).save(str(self.folder / "router"))
         for path in self.encoders.glob("*"):
             path.unlink()  # that was this process
 
@@ -209,7 +210,8 @@ class Bench:
             name = _BELIEVED[self.case.engines][word]
             model, samples = name.split(":")[0], int(name.partition("@")[2] or 1)
             if self.case.engines == "vllm":
-                usage = {"input_tokens": 120, "cached_input_tokens": 0, "output_tokens": 30}
+                tokens = {"vanilla": 8, "cot": 67, "pal": 23}[name.split(":")[1]]  # docs/embedded.md
+                usage = {"input_tokens": 90, "cached_input_tokens": 0, "output_tokens": tokens}
             else:
                 usage = usage_of(model, text, samples, 60)
             total += self.dollars({"model": model, **usage})
@@ -220,10 +222,11 @@ class Bench:
         price = self.pool.deployments[self.pool.models[line["model"]].deployment].price
         cached = price.cached_input_usd_per_mtok
         cached = price.input_usd_per_mtok if cached is None else cached
+        fresh = int(line["input_tokens"]) - int(line["cached_input_tokens"])
         return (
-            (line["input_tokens"] - line["cached_input_tokens"]) * price.input_usd_per_mtok
-            + line["cached_input_tokens"] * cached
-            + line["output_tokens"] * price.output_usd_per_mtok
+            fresh * price.input_usd_per_mtok
+            + int(line["cached_input_tokens"]) * cached
+            + int(line["output_tokens"]) * price.output_usd_per_mtok
         ) / 1_000_000
 
     def _job(self) -> dict[str, Any]:

@@ -94,13 +94,19 @@ class LocalCluster:
         """Start a node; does not wait until it has joined."""
         self._workers.append(self._start("node", f"--address={self.address}", f"--num-cpus={self.node_cpus}"))
 
-    def wait_for_nodes(self, timeout_s: float = 120.0) -> None:
-        """Until all nodes have joined; this process must be a driver."""
+    def wait_for_nodes(self, timeout_s: float = 240.0) -> None:
+        """Until all nodes have joined, again if need be: on a busy machine a node may give up.
+
+        This process must be a driver.
+        """
         import ray
 
         deadline = time.monotonic() + timeout_s
         wanted = self.nodes * self.node_cpus
         while ray.cluster_resources().get("CPU", 0) < wanted:
+            for one in [one for one in self._workers if one.poll() is not None]:
+                self._workers.remove(one)
+                self.add_node()
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{wanted} CPUs did not join: {self._log('node')}")
             time.sleep(0.3)
@@ -140,9 +146,9 @@ class LocalCluster:
         for left in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
                 left.kill()
-        for one in (*self._workers, self._head):
-            if one is not None:
-                one.wait(30)
+        for started in (*self._workers, self._head):
+            if started is not None:
+                started.wait(30)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
+import ray
 from ray import serve
 
 from benchmarks.fault_tools.engine import MeteredFake
@@ -13,8 +15,16 @@ from benchmarks.fault_tools.engine import MeteredFake
 def serve_fake(meters: Path, prefix: str = "fake") -> None:
     """Start the two fake engines."""
     serve.start(proxy_location="Disabled")
+    fake: Any = MeteredFake  # what the decorator makes of it is not in its type
     for model in ("weak", "strong"):
-        serve.run(MeteredFake.bind(model, str(meters)), name=f"{prefix}-{model}", route_prefix=None)
+        serve.run(fake.bind(model, str(meters)), name=f"{prefix}-{model}", route_prefix=None)
+
+
+def serve_vllm(meters: Path, prefix: str = "vllm") -> None:
+    """Start the smallest embedded model on vLLM; it takes a minute or two to be up."""
+    from benchmarks.fault_tools.vllm_engine import start  # imports Ray Serve LLM
+
+    ray.get(start.remote(str(meters), f"{prefix}-nano"))
 
 
 def wait(prefix: str, timeout_s: float) -> None:

@@ -39,7 +39,7 @@ def _cases(order: Sequence[str], only: Sequence[str], engines: str, seed: int, r
             faults=faults,
             engines=engines,
             rows=rows,
-            budget_share=luck.choice((None, 0.6, 0.8)),
+            budget_share=luck.choice((None, 0.6, 0.8) if engines == "fake" else (None, 0.75, 0.9)),
             place="s3" if s3 else "tmpfs" if kind == "disk" else "local",
         )
 
