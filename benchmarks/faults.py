@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 
@@ -79,7 +79,7 @@ def campaign(folder: Path, given: argparse.Namespace) -> list[Findings]:
         cases = [case for case in cases if case.place != "tmpfs"]
     found = []
     with (
-        _ray_is_quiet(folder),
+        _ray_is_quiet(folder) as screen,
         S3(given.seed) as s3,
         LocalCluster(environment=dict(s3.variables())) as cluster,
     ):
@@ -88,23 +88,26 @@ def campaign(folder: Path, given: argparse.Namespace) -> list[Findings]:
         for number, case in enumerate(cases, 1):
             one = run_case(site, case)
             found.append(one)
-            print(told(number, len(cases), one), flush=True)
+            print(told(number, len(cases), one), file=screen, flush=True)
             with (folder / "findings.jsonl").open("a") as file:
                 file.write(json.dumps(one.to_json()) + "\n")
     return found
 
 
 @contextmanager
-def _ray_is_quiet(folder: Path) -> Iterator[None]:
-    """What Ray says of each process that dies goes to a file."""
-    kept = os.dup(2)
-    with open(folder / "ray.log", "ab") as log:
-        os.dup2(log.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+def _ray_is_quiet(folder: Path) -> Iterator[TextIO]:
+    """What Ray says of each process that dies goes to a file; gives the screen."""
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(folder / "ray.log", "ab") as log, os.fdopen(os.dup(1), "w") as screen:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+        try:
+            yield screen
+        finally:
+            sys.stdout.flush()
+            for number, was in zip((1, 2), kept, strict=True):
+                os.dup2(was, number)
+                os.close(was)
 
 
 def _site(folder: Path, cluster: LocalCluster, s3: S3) -> Site:

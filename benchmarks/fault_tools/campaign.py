@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import psutil
 
 from benchmarks.fault_tools import victims
 from benchmarks.fault_tools.audit import Findings, audit, in_flight
 from benchmarks.fault_tools.case import Bench, Case, Fault
-from benchmarks.fault_tools.cluster import ROOT, LocalCluster
+from benchmarks.fault_tools.cluster import ROOT
 from benchmarks.fault_tools.meter import Reading
 from benchmarks.fault_tools.s3 import BUCKET, S3
 
@@ -30,15 +31,43 @@ _CASE_S = {"fake": 300.0, "vllm": 900.0}  # then it is not started again
 _TMPFS_BYTES = 4 << 20
 
 
+class Cluster(Protocol):
+    """Where jobs run, as the campaign sees it."""
+
+    @property
+    def address(self) -> str:
+        """What a job is told."""
+        ...
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of a job's driver."""
+        ...
+
+    @property
+    def nodes(self) -> int:
+        """How many may be killed."""
+        ...
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs on it."""
+        ...
+
+    def kill_node(self, number: int) -> int:
+        """End a node; another takes its place."""
+        ...
+
+
 @dataclass(slots=True)
 class Site:
     """Where the campaign takes place."""
 
     folder: Path
-    cluster: LocalCluster
+    cluster: Cluster
     s3: S3 | None = None
     wait_for_engines: Callable[[str], None] = lambda engines: None
     variables: Mapping[str, str] = field(default_factory=dict)  # of the driver and of the job's workers
+    patience_s: float | None = None  # after so long a case is not started again
 
     @property
     def meters(self) -> Path:
@@ -65,14 +94,17 @@ class _Run:
     def go(self) -> Findings:
         """Sessions until the run has ended."""
         started = time.monotonic()
+        patience_s = _CASE_S[self.case.engines] if self.site.patience_s is None else self.site.patience_s
         while True:
             code = self._session()
             self.found.exit_codes.append(code)
             self.exposed.append(in_flight(self.bench, self.reading))
             self.found.completed = code in DONE
-            if self.found.completed or time.monotonic() - started > _CASE_S[self.case.engines]:
+            if self.found.completed:
                 break
             self.found.said.append(_last_line(self.log))
+            if time.monotonic() - started > patience_s:
+                break
             time.sleep(1.0)
         for _, undo in self.undo:
             undo()

@@ -103,7 +103,7 @@ class LocalCluster:
 
         deadline = time.monotonic() + timeout_s
         wanted = self.nodes * self.node_cpus
-        while ray.cluster_resources().get("CPU", 0) < wanted:
+        while ray.cluster_resources().get("CPU", 0) < wanted:  # type: ignore[no-untyped-call]
             for one in [one for one in self._workers if one.poll() is not None]:
                 self._workers.remove(one)
                 self.add_node()
@@ -134,7 +134,7 @@ class LocalCluster:
         self.add_node()
         return raylet
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *why: Any) -> None:
         import ray
 
         ray.shutdown()

@@ -20,6 +20,12 @@ def serve_fake(meters: Path, prefix: str = "fake") -> None:
         serve.run(fake.bind(model, str(meters)), name=f"{prefix}-{model}", route_prefix=None)
 
 
+def stop_fake(prefix: str = "fake") -> None:
+    """Take them down."""
+    for model in ("weak", "strong"):
+        serve.delete(f"{prefix}-{model}")
+
+
 def serve_vllm(meters: Path, prefix: str = "vllm") -> None:
     """Start the smallest embedded model on vLLM; it takes a minute or two to be up."""
     from benchmarks.fault_tools.vllm_engine import start  # imports Ray Serve LLM

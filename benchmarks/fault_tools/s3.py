@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # One request at a time: the real S3 decides conditional puts atomically, moto checks and then writes.
@@ -34,11 +34,13 @@ class S3:
     Attributes:
         injected: How many requests went wrong, by kind.
         strength: The share of requests that go wrong from now on; 0: none.
+        kinds: How they do.
     """
 
     def __init__(self, seed: int = 0) -> None:
         self.injected: Counter[str] = Counter()
         self.strength = 0.0
+        self.kinds: Sequence[str] = FAULTS
         self.port = 0
         self._luck = random.Random(seed)
         self._server: subprocess.Popen[str] | None = None
@@ -89,7 +91,7 @@ class S3:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             head = await reader.readuntil(b"\r\n\r\n")
             body = await _body(head, reader, writer)
-            fault = self._luck.choice(FAULTS) if self._luck.random() < self.strength else None
+            fault = self._luck.choice(self.kinds) if self._luck.random() < self.strength else None
             if fault is not None:
                 self.injected[fault] += 1
             if fault in _REPLIES:
@@ -100,7 +102,7 @@ class S3:
                 if fault is None:
                     writer.write(reply)
                 elif fault == "cut within":
-                    writer.write(reply[: len(reply) // 2])
+                    writer.write(_first_half(reply))
                 await writer.drain()
         if writer.transport is not None and self.strength > 0:
             writer.transport.abort()  # a reset, not a polite end
@@ -145,6 +147,15 @@ async def _body(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Strea
             whole += line
         return whole + b"\r\n"
     return await reader.readexactly(int(fields.get(b"content-length", b"0")))
+
+
+def _first_half(reply: bytes) -> bytes:
+    """A reply that breaks off: in its body, or in its first line where it has none.
+
+    Not among its headers: Python's HTTP client takes what is left for the whole.
+    """
+    head, gap, body = reply.partition(b"\r\n\r\n")
+    return head + gap + body[: len(body) // 2] if body else reply[:5]
 
 
 def _reply(status: str, code: str, message: str) -> bytes:
