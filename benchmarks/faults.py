@@ -44,7 +44,7 @@ OUT = ROOT / "benchmarks" / "out" / "faults.json"
 SUMS = (
     *("kills", "s3_faults", "disks_filled", "rows", "rows_lost", "rows_doubled", "rows_failed"),
     *("usd_unaccounted", "usd_overspent", "calls_paid_twice", "calls_in_flight", "calls_unexplained"),
-    *("usd_wasted", "usd_unknown", "usd_metered", "processes_left"),
+    *("usd_wasted", "usd_unknown", "usd_metered", "raw_errors", "processes_left"),
 )
 
 
@@ -145,7 +145,7 @@ def told(number: int, of: int, one: Findings) -> str:
     bad = {name: str(value) for name, value in one.losses.items()}
     more = {
         name: getattr(one, name)
-        for name in ("calls_unexplained", "rows_failed", "processes_left", "missed")
+        for name in ("calls_unexplained", "rows_failed", "raw_errors", "processes_left", "missed")
         if getattr(one, name)
     }
     if bad or more:

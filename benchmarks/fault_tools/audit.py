@@ -49,9 +49,10 @@ class Findings:
     missed: bool = False  # it ended before its faults came
     sessions: int = 0
     exit_codes: list[int] = field(default_factory=list)
+    raw_errors: int = 0  # sessions that ended by an error which is not told in a sentence
     processes_left: int = 0
     seconds: float = 0.0
-    said: list[str] = field(default_factory=list)  # last line of each session that failed
+    said: list[str] = field(default_factory=list)  # how each session that failed said so
     events: list[str] = field(default_factory=list)
 
     @property

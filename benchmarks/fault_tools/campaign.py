@@ -102,7 +102,9 @@ class _Run:
             self.found.completed = code in DONE
             if self.found.completed:
                 break
-            self.found.said.append(_last_line(self.log))
+            said = _told(self.log)
+            self.found.said.append(said)
+            self.found.raw_errors += code > 0 and not said.startswith("error:")
             if time.monotonic() - started > patience_s:
                 break
             time.sleep(1.0)
@@ -272,6 +274,8 @@ def tmpfs_works(folder: Path) -> bool:
     return True
 
 
-def _last_line(log: Path) -> str:
+def _told(log: Path) -> str:
+    """How a session said that it ended: its one sentence, else its last line."""
     said = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return said[-1][:300] if said else ""
+    sentence = [number for number, line in enumerate(said) if line.startswith("error:")]
+    return " ".join(said[sentence[-1] :] if sentence else said[-1:])[:400]

@@ -30,7 +30,10 @@ def _cases(order: Sequence[str], only: Sequence[str], engines: str, seed: int, r
         return
     for number, kind in enumerate(itertools.cycle(kinds)):
         luck = random.Random(f"{seed}-{engines}-{number}")
-        faults = _several(luck, engines) if kind == "several" else (_fault(kind, luck),)
+        shares = (None, 0.6, 0.8) if engines == "fake" else (None, 0.75, 0.9)
+        budget_share = luck.choice(shares)
+        most = 0.75 * (budget_share or 1.0)  # of the rows: later a budget may have ended the run
+        faults = _several(luck, engines, most) if kind == "several" else (_fault(kind, luck, most),)
         s3 = any(fault.victim == "s3" for fault in faults)
         yield Case(
             name=f"{engines}{number:03d}",
@@ -39,19 +42,19 @@ def _cases(order: Sequence[str], only: Sequence[str], engines: str, seed: int, r
             faults=faults,
             engines=engines,
             rows=rows,
-            budget_share=luck.choice((None, 0.6, 0.8) if engines == "fake" else (None, 0.75, 0.9)),
+            budget_share=budget_share,
             place="s3" if s3 else "tmpfs" if kind == "disk" else "local",
         )
 
 
-def _fault(kind: str, luck: random.Random) -> Fault:
+def _fault(kind: str, luck: random.Random, most: float) -> Fault:
     if kind == "encoder":
         return Fault(kind, after_s=luck.uniform(0.0, 1.0))
     if kind == "driver" and luck.random() < 0.4:  # while it starts, routes and plans
         return Fault(kind, after_s=luck.uniform(2.0, 10.0))
     if kind == "node" and luck.random() < 0.3:
         return Fault(kind, after_s=luck.uniform(3.0, 10.0))
-    share = luck.uniform(0.02, 0.7)
+    share = luck.uniform(0.02, most)
     if kind == "s3":
         if luck.random() < 0.25:  # from the beginning
             return Fault(kind, after_s=0.5, lasts_s=luck.uniform(5.0, 12.0), strength=luck.uniform(0.1, 0.6))
@@ -63,10 +66,10 @@ def _fault(kind: str, luck: random.Random) -> Fault:
     return Fault(kind, share)
 
 
-def _several(luck: random.Random, engines: str) -> tuple[Fault, ...]:
+def _several(luck: random.Random, engines: str, most: float) -> tuple[Fault, ...]:
     """Two or three faults, one after the other, each at a later moment."""
     names = ("driver", "engine", "replica", "dispatch", "ledger") if engines == "vllm" else _SINGLE
-    shares = sorted(luck.uniform(0.05, 0.75) for _ in range(luck.choice((2, 2, 3))))
+    shares = sorted(luck.uniform(0.05, most) for _ in range(luck.choice((2, 2, 3))))
     faults = []
     for share in shares:
         name = luck.choice(names)
