@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.fault_tools import victims
 from benchmarks.fault_tools.audit import Findings, audit, in_flight
 from benchmarks.fault_tools.case import Bench, Case
 from benchmarks.fault_tools.meter import Meter, Reading, lines, query_id, tag
@@ -181,6 +185,26 @@ def test_a_campaign_is_a_function_of_its_seed_and_tries_every_kind() -> None:
     assert Counter(case.engines for case in plan(20, 5, 3)) == {"fake": 20, "vllm": 5}
     assert {case.kind for case in plan(9, 0, 3, ["disk"])} == {"disk"}
     assert all(case.place == "tmpfs" for case in plan(9, 0, 3, ["disk"]))
+
+
+@pytest.mark.parametrize(
+    ("title", "victim"),
+    [
+        ("ray::SharedLedger", "ledger"),
+        ("ray::MapWorker(MapBatches(DispatchActor)).submit", "dispatch"),
+        ("ray::ServeReplica:fake-weak:MeteredFake.handle_request", "replica"),
+    ],
+)
+def test_a_victim_is_known_by_its_title_and_dies_at_once(title: str, victim: str) -> None:
+    # a name of its own for a process that waits for its input
+    process = subprocess.Popen(["bash", "-c", f"exec -a '{title}' cat"], stdin=subprocess.PIPE)
+    seen = psutil.Process(process.pid)
+    while seen.cmdline()[:1] != [title]:
+        assert process.poll() is None
+    assert {name for name in victims.TITLES if victims.find(name, [seen])} == {victim}
+    assert victims.kill(process.pid)
+    assert process.wait() == -signal.SIGKILL
+    assert not victims.kill(process.pid)
 
 
 @pytest.fixture(scope="module")
