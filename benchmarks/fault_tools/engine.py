@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -40,16 +41,19 @@ class MeteredFake:
         self._model = model
         self._running: set[asyncio.Task[dict[str, Any]]] = set()
 
-    async def answer_chunk(self, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    async def answer_chunk(
+        self, requests: Sequence[dict[str, Any]], lender: Any = None
+    ) -> AsyncIterator[dict[str, Any]]:
         """Replies as they finish; what nobody waits for any more is finished, and paid, all the same."""
-        tasks = [asyncio.create_task(self._answer(i, body)) for i, body in enumerate(requests)]
+        tasks = [asyncio.create_task(self._answer(i, dict(body), lender)) for i, body in enumerate(requests)]
         for task in tasks:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
         for done in asyncio.as_completed(tasks):
             yield await done
 
-    async def _answer(self, index: int, body: dict[str, Any]) -> dict[str, Any]:
+    async def _answer(self, index: int, body: dict[str, Any], lender: Any) -> dict[str, Any]:
+        growing = _growing(body, lender)
         asked = self._meter.begin(body)
         text = " ".join(str(message["content"]) for message in body["messages"])
         luck = hashlib.sha256(text.encode()).digest()[0] / 255
@@ -57,13 +61,19 @@ class MeteredFake:
         await asyncio.sleep(latency_s)
         count = int(body.get("n") or 1)
         usage = usage_of(self._model, text, count, body["max_tokens"])
+        whole = usage["output_tokens"]
+        if growing is not None:  # token by token, cut where it is not paid for
+            tokens = 0
+            while tokens < whole and tokens < await growing.limit(tokens):
+                tokens += 1
+            usage["output_tokens"] = tokens
         if asked is not None:
             self._meter.pay(asked, usage)
         each, rest = divmod(usage["output_tokens"], count)
         choices = [
             {
                 "text": "It is \\boxed{7}",
-                "finish_reason": "stop",
+                "finish_reason": "stop" if usage["output_tokens"] == whole else "budget",
                 "output_tokens": each + (rest if number == 0 else 0),
             }
             for number in range(count)
@@ -73,6 +83,14 @@ class MeteredFake:
     def processes(self) -> list[int]:
         """This replica's process."""
         return [os.getpid()]
+
+
+def _growing(body: dict[str, Any], lender: Any) -> Any:
+    """An answer that asks the ledger for more while it grows; None where it is paid for in advance."""
+    if "limit" not in body:
+        return None
+    lending = importlib.import_module("rtr_ray.distributed.lending")
+    return lending.Extending.read(body, lender)
 
 
 @dataclass(frozen=True)

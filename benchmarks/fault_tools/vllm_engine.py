@@ -23,12 +23,14 @@ class MeteredServer(ChunkServer):
 
     _own_meter: Meter | None = None
 
-    async def answer_chunk(self, requests: Sequence[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    async def answer_chunk(
+        self, requests: Sequence[dict[str, Any]], *more: Any, **named: Any
+    ) -> AsyncIterator[dict[str, Any]]:
         """Every request is written down as it comes, every answer before it is given."""
         if self._own_meter is None:
             self._own_meter = Meter(Path(os.environ[_METERS]), _MODEL)
         asked = [self._own_meter.begin(body) for body in requests]
-        async for reply in super().answer_chunk(requests):
+        async for reply in super().answer_chunk(requests, *more, **named):
             one = asked[reply["index"]]
             if one is not None and "usage" in reply:
                 self._own_meter.pay(one, reply["usage"])
