@@ -127,7 +127,7 @@ class _Run:
             )
         with open(self.log, "wb") as log:
             driver = subprocess.Popen(
-                ["nice", "-n", "5", *COMMAND, str(self.bench.job)],
+                [*COMMAND, str(self.bench.job)],
                 env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         began = time.monotonic()

@@ -51,6 +51,7 @@ class LocalCluster:
             **os.environ,
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else a busy machine starves the workers, and nothing else
             "HF_HUB_OFFLINE": "1",
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(ROOT),
@@ -79,7 +80,7 @@ class LocalCluster:
         with open(self._folder / f"{name}.log", "ab") as log:
             return subprocess.Popen(
                 [
-                    "nice", "-n", "5", str(BIN / "ray"), "start", "--block", "--disable-usage-stats",
+                    str(BIN / "ray"), "start", "--block", "--disable-usage-stats",
                     *arguments, f"--dashboard-agent-listen-port={listen}",
                     f"--dashboard-agent-grpc-port={grpc}", f"--metrics-export-port={metrics}",
                     "--object-store-memory=200000000", "--node-ip-address=127.0.0.1",
