@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -59,6 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", default="", help="a folder for all files of the runs; else they go")
     given = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = str(ROOT)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the cluster goes, too
     with ExitStack() as stack:
         folder = Path(given.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="rtr-faults-")))
         folder = folder.resolve()
