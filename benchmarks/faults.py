@@ -88,7 +88,11 @@ def campaign(folder: Path, given: argparse.Namespace) -> list[Findings]:
         os.environ.update(s3.variables(through_proxy=False))
         site = _site(folder, cluster, s3)
         for number, case in enumerate(cases, 1):
-            one = run_case(site, case)
+            try:
+                one = run_case(site, case)
+            except KeyboardInterrupt:
+                print("Interrupted: the table is of the runs so far.", file=screen, flush=True)
+                break
             found.append(one)
             print(told(number, len(cases), one), file=screen, flush=True)
             with (folder / "findings.jsonl").open("a") as file:

@@ -130,8 +130,17 @@ class _Run:
                 [*COMMAND, str(self.bench.job)],
                 env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
-        began = time.monotonic()
         self.seen = None
+        try:
+            self._watch(driver)
+        except BaseException:
+            driver.kill()
+            raise
+        return driver.wait()
+
+    def _watch(self, driver: subprocess.Popen[bytes]) -> None:
+        """Faults at their moments, until the session has ended."""
+        began = time.monotonic()
         while driver.poll() is None:
             now = time.monotonic()
             self._end_outages(now)
@@ -140,7 +149,6 @@ class _Run:
                 self.found.events.append("hung")
                 driver.kill()
             time.sleep(0.05)
-        return driver.wait()
 
     def _next_fault(self, driver: subprocess.Popen[bytes], running_s: float) -> None:
         if not self.pending or not self._is_due(self.pending[0], running_s):
