@@ -98,23 +98,12 @@ def broken(site: Site, what: str, budget_share: float | None = None) -> Findings
 
 def test_a_ledger_that_drops_every_tenth_settlement_is_found_out(site: Site) -> None:
     found = broken(site, "forget")
-    assert "unfinished" in found.losses, "the run's own check of its books is the first to notice"
+    assert found.losses == {"unfinished": 1}, "the run's own check of its books is the first to notice"
     assert "ledger" in found.said[0]
-    assert found.losses["usd_unaccounted"] == found.usd_metered == 0 or found.rows_lost == 0
 
 
-def test_a_price_that_is_wrong_in_books_and_results_alike_is_found_out_by_the_meter(site: Site) -> None:
-    found = broken(site, "misprice")
-    assert found.completed, "the run itself sees nothing"
-    assert found.losses.keys() == {"usd_unaccounted"}
-
-
-def test_a_ledger_that_grants_everything_is_found_out_by_the_meter(site: Site) -> None:
-    found = broken(site, "generous", budget_share=0.6)
-    assert found.completed
-    assert found.losses["usd_overspent"] == found.usd_metered - (found.budget_usd or 0) > 0
-
-
-def test_results_that_are_written_twice_are_found_out(site: Site) -> None:
-    found = broken(site, "double")
-    assert found.losses["rows_doubled"] == 120
+def test_a_wrong_price_and_a_blind_ledger_are_found_out_by_the_meter(site: Site) -> None:
+    found = broken(site, "misprice,generous", budget_share=0.6)
+    assert found.completed, "the run itself sees nothing: its books and its results agree"
+    assert found.losses.keys() == {"usd_unaccounted", "usd_overspent"}
+    assert found.losses["usd_overspent"] == found.usd_metered - (found.budget_usd or 0)

@@ -1,6 +1,6 @@
 """What Python runs first in a process whose path begins here: it breaks rtr-ray on purpose.
 
-`RTR_FAULTS_BREAK` names what. So the campaign can be shown to notice; nothing in rtr-ray knows of it.
+`RTR_FAULTS_BREAK` names what, with commas between. So the campaign can be shown to notice; nothing in rtr-ray knows of it.
 """
 
 from __future__ import annotations
@@ -54,23 +54,10 @@ def grant_everything(module: ModuleType) -> None:
     module.Ledger.reserve = generous
 
 
-def double_results(module: ModuleType) -> None:
-    """Results parts are written a second time, under another name."""
-    write = module.LocalStore.write
-
-    def twice(self: Any, key: str, data: bytes) -> None:
-        write(self, key, data)
-        if key.startswith("results/") and "again" not in key:
-            write(self, key.removesuffix(".parquet") + "again.parquet", data)
-
-    module.LocalStore.write = twice
-
-
 BREAKS: dict[str, tuple[str, Callable[[ModuleType], None]]] = {
     "forget": ("rtr_ray.ledger", forget_settlements),
     "misprice": ("rtr_ray.pool", misprice),
     "generous": ("rtr_ray.ledger", grant_everything),
-    "double": ("rtr_ray.storage", double_results),
 }
 
 
@@ -99,6 +86,5 @@ class _Breaking(importlib.abc.MetaPathFinder):
         return spec
 
 
-_wanted = os.environ.get("RTR_FAULTS_BREAK")
-if _wanted:
+for _wanted in filter(None, os.environ.get("RTR_FAULTS_BREAK", "").split(",")):
     sys.meta_path.insert(0, _Breaking(*BREAKS[_wanted]))
