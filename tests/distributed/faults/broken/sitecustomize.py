@@ -1,6 +1,7 @@
 """What Python runs first in a process whose path begins here: it breaks rtr-ray on purpose.
 
-`RTR_FAULTS_BREAK` names what, with commas between. So the campaign can be shown to notice; nothing in rtr-ray knows of it.
+`RTR_FAULTS_BREAK` names what, with commas between. So the campaign can be shown to notice; nothing
+in rtr-ray knows of it.
 """
 
 from __future__ import annotations
