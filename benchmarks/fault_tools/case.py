@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks.fault_tools.engine import SlowEncoder, usage_of
-from benchmarks.fault_tools.meter import query_id, tag
+from benchmarks.fault_tools.meter import RUN, query_id, tag
 from rtr_ray.config import load_pool, pool_path
 from rtr_ray.embedded.questions import draw
 from rtr_ray.encoders.hashing import HashEncoder
@@ -91,6 +92,10 @@ class Case:
     rows: int = 600
     budget_share: float | None = None  # of what all answers would cost; None: no budget
     place: str = "local"  # of the run folder (and the corpus): local, s3 or tmpfs
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(RUN, self.name):
+            raise ValueError(f"A case is named '{self.name}'; the meter knows small letters, digits and '-'.")
 
 
 @dataclass(slots=True)

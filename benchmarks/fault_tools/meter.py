@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_TAG = re.compile(r"\[(?P<run>[a-z0-9-]+)/(?P<row>\d+)\]")
+RUN = "[a-z0-9-]+"  # how a run may be named
+_TAG = re.compile(rf"\[(?P<run>{RUN})/(?P<row>\d+)\]")
 _BEGINNINGS = {"Reason": "cot", "Draft": "cod", "Write a Python": "pal"}  # of the embedded pool's systems
 
 

@@ -93,7 +93,9 @@ def broken(site: Site, what: str, budget_share: float | None = None) -> Findings
     here = Path(__file__).parent / "broken"
     variables = {"RTR_FAULTS_BREAK": what, "PYTHONPATH": f"{here}:{ROOT}"}
     site = Site(site.folder, site.cluster, variables=variables, patience_s=0.0)
-    return run_case(site, Case(f"broken-{what}", "broken", 7, (), rows=120, budget_share=budget_share))
+    return run_case(
+        site, Case(f"broken-{what.replace(',', '-')}", "broken", 7, (), rows=120, budget_share=budget_share)
+    )
 
 
 def test_a_ledger_that_drops_every_tenth_settlement_is_found_out(site: Site) -> None:
