@@ -28,9 +28,14 @@ def stop_fake(prefix: str = "fake") -> None:
 
 def serve_vllm(meters: Path, prefix: str = "vllm") -> None:
     """Start the smallest embedded model on vLLM; it takes a minute or two to be up."""
-    from benchmarks.fault_tools.vllm_engine import start  # imports Ray Serve LLM
+    ray.get(_start_vllm.remote(str(meters), f"{prefix}-nano"))
 
-    ray.get(start.remote(str(meters), f"{prefix}-nano"))
+
+@ray.remote(num_cpus=0.1, max_retries=0)
+def _start_vllm(meters: str, app: str) -> None:
+    from benchmarks.fault_tools.vllm_engine import start  # imports vllm: much, so in a process of its own
+
+    start(meters, app)
 
 
 def wait(prefix: str, timeout_s: float) -> None:

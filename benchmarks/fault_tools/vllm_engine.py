@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from benchmarks.fault_tools.meter import Meter
 from rtr_ray.config import load_pool
 from rtr_ray.distributed.server import ChunkServer
@@ -37,9 +35,8 @@ class MeteredServer(ChunkServer):
             yield reply
 
 
-@ray.remote(num_cpus=0.1, max_retries=0)
 def start(meters: str, app: str) -> None:
-    """Begin to start the smallest embedded model. A task, since building it imports vllm."""
+    """Begin to start the smallest embedded model."""
     from ray import serve
     from ray.serve.llm import build_llm_deployment
 
