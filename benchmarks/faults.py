@@ -60,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--keep", default="", help="a folder for all files of the runs; else they go")
     given = parser.parse_args(arguments)
     os.environ["PYTHONPATH"] = str(ROOT)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the cluster goes, too
     with ExitStack() as stack:
         folder = Path(given.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="rtr-faults-")))
         folder = folder.resolve()
@@ -125,6 +124,8 @@ def _site(folder: Path, cluster: LocalCluster, s3: S3) -> Site:
     s3_client().create_bucket(Bucket=BUCKET)
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+    # as Ctrl-C: the cluster goes, too; after Ray, which takes the signal for itself
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
     served: set[str] = set()
