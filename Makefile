@@ -2,7 +2,7 @@
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test check fix bench clean
+.PHONY: setup demo test check fix bench faults clean
 
 setup: .venv/.ready
 
@@ -25,7 +25,11 @@ fix: setup  ## what a machine can mend of style
 	$(BIN)/ruff format .
 
 bench: setup  ## the figures of README and docs, one command each in benchmarks/
-	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+	for file in $(filter-out benchmarks/faults.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	    $(BIN)/python $$file || exit 1; done
+
+faults: setup  ## kills, a bad bucket, a full disk: are rows and dollars still right? ARGS="--runs 10 --vllm 0"
+	$(BIN)/python benchmarks/faults.py $(ARGS)
 
 clean:
 	rm -rf .venv runs benchmarks/out
