@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -32,7 +32,7 @@ from rtr_ray.distributed.outlook import Outlook
 from rtr_ray.distributed.preparing import Planning
 from rtr_ray.distributed.rest import forget_failed
 from rtr_ray.distributed.steering import Steering
-from rtr_ray.errors import DataError, LedgerError
+from rtr_ray.errors import DataError, ExecutionError, LedgerError, StorageError
 from rtr_ray.job import Job
 from rtr_ray.parts import UNROUTED
 from rtr_ray.pool import Pool
@@ -135,8 +135,14 @@ def recorded_ending(folder: RunFolder) -> Iterator[None]:
         yield
     except BaseException as raised:
         error = root(raised) if isinstance(raised, RayError) else raised
+        if isinstance(error, RayError):  # the ledger's process, say, or the node that it was on
+            error = ExecutionError(
+                f"A process of this run died on the cluster ({type(error).__name__}). What has been answered "
+                "is kept; the same command goes on."
+            )
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        folder.update(status=status, error=str(error)[:500] or type(error).__name__)
+        with suppress(StorageError):  # which may be what went wrong
+            folder.update(status=status, error=str(error)[:500] or type(error).__name__)
         if error is raised:
             raise
         raise error from None

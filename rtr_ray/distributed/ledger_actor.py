@@ -31,6 +31,7 @@ Durable = Mapping[str, tuple[str, Settlement | None]]
 """Requests whose results are durable: key -> status, and how the reservation ends."""
 
 _STEP = 50  # at most so many records until a budget is used up, and those that draw it in again
+_CHUNKS = 8  # of a run without a budget: so many grants like the last one may follow without a write
 _SAVE_S = 1.0  # between two records that nothing waits for
 _NAMESPACE = "rtr-ray-ledgers"
 _PATIENCE_S = 15.0  # for the ledger of a driver that was killed
@@ -196,10 +197,20 @@ class SharedLedger:
     def _cover(self, granted_usd: Decimal) -> None:
         """Make durable that what was set aside just now may be spent, unless an earlier record says so."""
         committed = self._ledger.committed_usd
-        if self._ledger.budget_usd is None:
-            self._save_now_and_then()
-        elif granted_usd and committed > self._covered_usd:
-            self._save(self._within(committed - granted_usd + max(granted_usd, self._step_usd)))
+        if not granted_usd or committed <= self._covered_usd:
+            return
+        covered = self._within(committed - granted_usd + max(granted_usd, self._ahead_usd(granted_usd)))
+        if self._ledger.budget_usd is not None:
+            self._save(covered)
+            return
+        with contextlib.suppress(StorageError):  # nothing is bounded by it
+            self._save(covered, ())
+
+    def _ahead_usd(self, granted_usd: Decimal = ZERO) -> Decimal:
+        """How much a record covers beyond what it must, so that not every grant costs a write."""
+        if self._ledger.budget_usd is not None:
+            return self._step_usd
+        return max(self._ledger.committed_usd / _STEP, granted_usd * _CHUNKS)
 
     def _within(self, usd: Decimal) -> Decimal:
         # no grant goes over the budget; what is gone already may (it was larger once)
@@ -210,7 +221,7 @@ class SharedLedger:
         """Draw the record in. No harm if that fails: the older one covers more."""
         if time.monotonic() - self._saved_s < _SAVE_S:
             return
-        more = ZERO if self._closed else self._step_usd
+        more = ZERO if self._closed else self._ahead_usd()
         try:
             self._save(self._within(self._ledger.committed_usd + more), ())
         except StorageError:
