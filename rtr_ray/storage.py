@@ -72,15 +72,34 @@ def open_store(uri: str) -> Store:
 
 
 def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A Parquet object, or some of its columns."""
-    with store.open(key) as file:
+    """A Parquet object, or some of its columns.
+
+    Raises:
+        StorageError: If it cannot be read, or is none: cut in the middle, say.
+    """
+    with _whole(store, key), store.open(key) as file:
         return pq.read_table(file, columns=None if columns is None else list(columns))
 
 
 def read_metadata(store: Store, key: str) -> pq.FileMetaData:
-    """The footer of a Parquet object."""
-    with store.open(key) as file:
+    """The footer of a Parquet object.
+
+    Raises:
+        StorageError: As `read_table`.
+    """
+    with _whole(store, key), store.open(key) as file:
         return pq.ParquetFile(file).metadata
+
+
+@contextlib.contextmanager
+def _whole(store: Store, key: str) -> Iterator[None]:
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise StorageError(
+            f"{store.uri}/{key} is damaged ({str(error).splitlines()[0][:150].rstrip('. ')}). Restore it; or "
+            "remove it, and what was in it is done again, and paid for again if it was answers."
+        ) from error
 
 
 def write_table(store: Store, key: str, table: pa.Table, row_group_rows: int = 65_536) -> None:

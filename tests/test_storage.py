@@ -358,3 +358,13 @@ def test_credentials_that_are_missing_are_told_in_one_sentence(s3_environment, m
     with pytest.raises(StorageError, match="Unable to locate credentials") as said:
         open_store("s3://bucket/run").read("a")
     refused(said)
+
+
+def test_a_part_that_was_cut_in_the_middle_is_named_and_what_removing_it_means(tmp_path):
+    store = open_store(str(tmp_path))
+    write_table(store, "results/part-1.parquet", pa.table({"a": list(range(1000))}))
+    path = tmp_path / "results" / "part-1.parquet"
+    path.write_bytes(path.read_bytes()[:-40])
+    for read in (read_table, read_metadata):
+        with pytest.raises(StorageError, match=r"results/part-1\.parquet is damaged .* paid for again"):
+            read(store, "results/part-1.parquet")

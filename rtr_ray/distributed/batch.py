@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 import yaml
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 
 from rtr_ray.config import EncoderKeys
 from rtr_ray.distributed.answering import Answering, count_results, tally_results
@@ -135,7 +135,8 @@ def recorded_ending(folder: RunFolder) -> Iterator[None]:
         yield
     except BaseException as raised:
         error = root(raised) if isinstance(raised, RayError) else raised
-        if isinstance(error, RayError):  # the ledger's process, say, or the node that it was on
+        # the ledger's process, say, or the node that it was on; not what a task has raised
+        if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             error = ExecutionError(
                 f"A process of this run died on the cluster ({type(error).__name__}). What has been answered "
                 "is kept; the same command goes on."
