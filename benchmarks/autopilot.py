@@ -46,6 +46,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.simulation.cluster import cluster
 from benchmarks.simulation.engine import Answer, Answers, metered, serving
 from benchmarks.simulation.routing import Remembering, Scaled
 from rtr_ray.config import JobFile, load_pool
@@ -123,7 +124,8 @@ class Replay:
         outcomes = outcomes.assign(max_tokens=[STRATEGIES[name][0] for name in outcomes["strategy"]])
         outcomes.to_parquet(folder / "outcomes.parquet")
         learned = pivot(read_long(str(folder / "outcomes.parquet")), pool.candidates)
-        router = train(learned, pool, Remembering(256), KNN())
+        knn: Any = KNN()
+        router = train(learned, pool, Remembering(256), knn)
         _corpus(folder, recorded[~taught_R], rows)
         return cls(folder, rows, pool, router, _half_way(folder, router, pool))
 
@@ -143,8 +145,8 @@ class Replay:
 
         factor = BIASES[bias]
         factors = factor if isinstance(factor, dict) else dict.fromkeys(self.pool.candidates, factor)
-        scaled = replace(self.router, estimator=Scaled.of(self.router.estimator, factors))
-        scaled.save(str(self.folder / "router"))
+        biased: Any = Scaled.of(self.router.estimator, factors)
+        replace(self.router, estimator=biased).save(str(self.folder / "router"))
         output = self.folder / "run"
         shutil.rmtree(output, ignore_errors=True)
         before = self.meter.stat().st_size
@@ -226,13 +228,13 @@ def _pool(folder: Path) -> Pool:
 
 def _corpus(folder: Path, recorded: pd.DataFrame, rows: int) -> None:
     """The corpus, and what each row's answers would be; pairs come again, with other ids, if they must."""
-    cells = recorded.set_index(["model", "strategy", "query_id", "sample"]).sort_index()
+    cells: Any = recorded.set_index(["model", "strategy", "query_id", "sample"]).sort_index()
     pairs = cells.loc[("gpt-4", "vanilla")].index
     order = np.random.default_rng(0).permutation(len(pairs))[np.arange(rows) % len(pairs)]
     drawn = pairs[order]
     for model in PRICES:
         by_strategy = [cells.loc[(model, name)].loc[drawn] for name in STRATEGIES]
-        arrays = {
+        arrays: dict[str, Any] = {
             name: np.stack([one[name].to_numpy() for one in by_strategy], axis=1)
             for name in ("output_tokens", "input_tokens", "correct")
         }
@@ -260,26 +262,14 @@ def _half_way(folder: Path, router: RouterFolder, pool: Pool) -> Decimal:
 
 @contextmanager
 def connected() -> Iterator[None]:
-    """A small Ray cluster of our own, whose workers find this folder."""
+    """A small Ray cluster of our own, and this process a driver of it."""
     import logging
 
     import ray
 
-    temporary = tempfile.mkdtemp(prefix="rtr-pilot-")  # short: sockets lie below it
-    os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
-    ray.init(
-        num_cpus=8,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=500_000_000,
-        _temp_dir=temporary,
-    )
-    try:
+    with cluster() as where:
+        ray.init(where.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
         yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def shown(found: Sequence[Mapping[str, Any]], title: str) -> Table:
@@ -335,7 +325,7 @@ def main() -> int:
     )
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--biases", nargs="+", choices=list(BIASES), default=list(BIASES))
-    parser.add_argument("--only-autopilot", action="store_true", help="leave out the runs without it")
+    parser.add_argument("--only", choices=["with", "without"], help="the runs with autopilot, or the others")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--out", type=Path, default=OUT / "autopilot.json")
     options = parser.parse_args()
@@ -345,29 +335,34 @@ def main() -> int:
     console, found = Console(), []
     with tempfile.TemporaryDirectory(prefix="rtr-pilot-") as name, connected():
         replay = Replay.prepare(Path(name), options.rows, options.data)
-        title = f"{options.rows:,} rows, budget ${replay.budget_usd}"
         with serving(PREFIX, replay.sources, replay.meter):
-            for bias in options.biases:
-                for autopilot in (True,) if options.only_autopilot else (True, False):
-                    one = replay.run(bias, autopilot)
-                    found.append(one)
-                    console.print(json.dumps(one))
-    console.print(shown(found, title))
+            for autopilot in (True, False):
+                if options.only == ("without" if autopilot else "with"):
+                    continue
+                for bias in options.biases:
+                    found.append(replay.run(bias, autopilot))
+                    console.print(json.dumps(found[-1]))
+                    write(options.out, replay, found)
+    console.print(shown(found, f"{options.rows:,} rows, budget ${replay.budget_usd}"))
     told = missed(found)
     for sentence in told:
         console.print(f"[red]{sentence}")
+    return 1 if told else 0
+
+
+def write(out: Path, replay: Replay, found: Sequence[Mapping[str, Any]]) -> None:
+    """The report so far."""
     report = {
         "name": "autopilot",
-        "rows": options.rows,
+        "rows": replay.rows,
         "budget_usd": str(replay.budget_usd),
         "aim": {"spent_share": [LEAST_SPENT, 1.0], "accuracy_lost": MOST_LOST, "overspent_usd": "0"},
-        "missed": told,
+        "missed": missed(found),
         "runs": found,
         **about(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1))
-    return 1 if told else 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

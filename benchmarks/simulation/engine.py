@@ -40,7 +40,6 @@ class Source(Protocol):
         ...
 
 
-@serve.deployment(max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0.1})
 class SimulatedEngine:
     """Answers as its source says; cuts an answer where it is not paid for, as ChunkServer does."""
 
@@ -124,9 +123,12 @@ def serving(
 ) -> Iterator[None]:
     """With an application per deployment, named as the jobs that attach to them expect."""
     meter.touch()
+    engine = serve.deployment(max_ongoing_requests=100_000, ray_actor_options={"num_cpus": 0.1})(
+        SimulatedEngine
+    )
     serve.start(proxy_location="Disabled")
     for name, source in sources.items():
-        app = SimulatedEngine.bind(name, source, str(meter), s_per_token)
+        app = engine.bind(name, source, str(meter), s_per_token)
         serve.run(app, name=f"{prefix}-{name}", route_prefix=None)
     try:
         yield

@@ -1,10 +1,10 @@
 """A world of questions and models, of which everything is known: who answers what, and at what length.
 
 A question is about one of some topics, which its words betray. Topics differ in how hard they are, in how
-much the large model is ahead of the small one, and in how much it helps to think. Whether an answer is right is
-drawn with the probability that follows; its length is lognormal with a heavy tail, and longer on hard topics.
-Both are drawn from a hash of what is asked and whom, so that the same call gives the same answer,
-whoever computes it.
+much the large model is ahead of the small one, and in how much it helps to think. Whether an answer is
+right is drawn with the probability that follows; its length is lognormal with a heavy tail, and longer on
+hard topics. Both come from a hash of what is asked and whom, so that the same call gives the same
+answer, whoever computes it.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ class Truth:
         found = {}
         for candidate in pool.candidates:
             price = pool.price(candidate)
-            longest = np.float64(WAYS[candidate.strategy].max_tokens)
+            longest = np.array(float(WAYS[candidate.strategy].max_tokens))
             medians = np.array([self.median_tokens(t, candidate) for t in range(len(TOPICS))])
             # lengths are rounded up: by half a token on average
-            lengths = np.minimum(capped_mean(np.log(medians), np.float64(SPREAD), longest) + 0.5, longest)
+            lengths = np.minimum(capped_mean(np.log(medians), np.array(SPREAD), longest) + 0.5, longest)
             right = np.array([self.probability(t, candidate) for t in range(len(TOPICS))])
             cost = prompt * float(price.input_usd_per_mtok) + float(share @ lengths) * float(
                 price.output_usd_per_mtok
