@@ -47,8 +47,9 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.simulation.cluster import cluster
-from benchmarks.simulation.engine import Answer, Answers, metered, serving
+from benchmarks.simulation.engine import metered, serving
 from benchmarks.simulation.routing import Remembering, Scaled
+from benchmarks.simulation.source import Answer, Answers
 from rtr_ray.config import JobFile, load_pool
 from rtr_ray.estimators.knn import KNN
 from rtr_ray.job import Job

@@ -8,36 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ray import serve
 
+from benchmarks.simulation.source import Source
 from rtr_ray.distributed.lending import Extending, Lender
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model would say, if nobody cut it."""
-
-    text: str
-    input_tokens: int
-    output_tokens: int
-
-
-Answers = Callable[[str, str], Answer]
-"""From the system's and the user's text to the answer."""
-
-
-class Source(Protocol):
-    """Where the answers come from; travels to the replicas, which open it."""
-
-    def open(self) -> Answers:
-        """Read what is needed."""
-        ...
 
 
 class SimulatedEngine:

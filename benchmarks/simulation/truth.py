@@ -17,7 +17,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from benchmarks.simulation.engine import Answer, Answers
+from benchmarks.simulation.source import Answer, Answers
 from rtr_ray.estimators.lognormal import capped_mean
 from rtr_ray.pool import Pool
 from rtr_ray.types import Candidate
