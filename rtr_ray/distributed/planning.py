@@ -17,6 +17,7 @@ import ray
 
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR
 from rtr_ray.corrections import Bucket, Corrections, Seen, bucket
+from rtr_ray.distributed.rest import SKIPPED
 from rtr_ray.parts import (
     ESTIMATES,
     Expected,
@@ -217,6 +218,8 @@ def look_back(output: str, names: Sequence[str], pool: Pool) -> tuple[dict[Bucke
     spent_usd = 0.0
     for name in names:
         for key in store.keys(f"{RESULTS}{name}-"):
+            if key.endswith(SKIPPED):  # nothing was paid, and `rest.move` may take it away meanwhile
+                continue
             for row in read_table(store, key, [*columns, "output_tokens", "cost_usd"]).to_pylist():
                 if row["cost_usd"] is None:
                     continue

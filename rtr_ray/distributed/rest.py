@@ -20,7 +20,7 @@ from rtr_ray.storage import open_store, read_metadata, read_table, write_table
 
 REST = "rest/"
 _PART = "part"
-_SKIPPED = "-skipped.parquet"
+SKIPPED = "-skipped.parquet"  # ends the key of a results part with rows that the budget did not reach
 
 
 def rest_key(number: int) -> str:
@@ -38,7 +38,7 @@ def gather_skipped(output: str, number: int) -> dict[str, int]:
     store = open_store(output)
     tables = []
     for key in store.keys(RESULTS):
-        if key.endswith(_SKIPPED):
+        if key.endswith(SKIPPED):
             ids = read_table(store, key, ["query_id"])["query_id"]
             tables.append(pa.table({QUERY_ID: ids, _PART: pa.array([part_of(key)] * len(ids), pa.string())}))
     if not tables:
@@ -59,7 +59,7 @@ def move(output: str, number: int) -> None:
     for name in pc.unique(rows[_PART]).to_pylist():
         mine = rows.filter(pc.equal(rows[_PART], name)).select([QUERY_ID])
         write_table(store, f"{MOVED}{name}-{number:06d}.parquet", mine)
-        store.delete(f"{RESULTS}{name}{_SKIPPED}")
+        store.delete(f"{RESULTS}{name}{SKIPPED}")
 
 
 @ray.remote(num_cpus=1, max_retries=5)

@@ -23,6 +23,10 @@ from rtr_ray.versions import price_of, save, saved
 
 _SHARE = 1 / 25  # of all rows: so many new answers are worth a new solution
 _LEAST_ROWS = 40
+# Of the budget, not planned with while rows are left: the last answers may be longer than expected, and
+# a row that nobody can pay loses more than what so little money buys elsewhere. What is left of it goes
+# to rows that the budget did not reach.
+_KEPT = 1 / 500
 
 
 @dataclass(slots=True)
@@ -96,7 +100,9 @@ class Steering:
         if len(ray.wait(self._sketches, num_returns=len(self._sketches), timeout=0)[0]) < len(self._sketches):
             return False
         sketches, self._sketches = ray.get(self._sketches), []
-        self._take(self.policy, sketches, self._left_usd(expected_usd, now), self._next)
+        assert self.budget_usd is not None
+        left_usd = self._left_usd(expected_usd, now) - _KEPT * float(self.budget_usd)
+        self._take(self.policy, sketches, max(left_usd, 0.0), self._next)
         return True
 
     def solve_rest(self, slices: Sequence[Slice], now: Snapshot, cheapest: bool) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from rtr_ray.errors import BudgetError, ConfigError
+from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate
 from tests.distributed.conftest import Cluster
 from tests.distributed.engine import metered
 from tests.distributed.test_batch import metered_usd
 from tests.distributed.workbench import Workbench, money
+from tests.fakes import pool_of
 
 pytestmark = pytest.mark.ray
 QUICK: dict[str, Any] = {"policy": {"kind": "budget"}, "grader": None}
@@ -98,6 +100,20 @@ def test_a_larger_budget_answers_what_a_smaller_one_left(bench: Workbench) -> No
     results = bench.results()
     assert len(set(results["query_id"].to_pylist())) == len(results) == 1500
     assert money(results) == Decimal(second["cost_usd"]["spent"]) == metered_usd(bench)
+
+
+def test_rows_that_the_budget_did_not_reach_teach_nothing_and_may_go_meanwhile(
+    tmp_path: Path, connected: Cluster
+) -> None:
+    import ray
+
+    from rtr_ray.distributed.planning import look_back
+    from rtr_ray.run_folder import RESULTS
+
+    store = open_store(str(tmp_path))
+    # who reads it fails, as who reads one that is taken away does
+    store.write(f"{RESULTS}0123456789abcdef-skipped.parquet", b"gone")
+    assert ray.get(look_back.remote(str(tmp_path), ["0123456789abcdef"], pool_of())) == ({}, 0.0)
 
 
 def test_a_policy_that_divides_a_budget_needs_one(bench: Workbench) -> None:
