@@ -298,13 +298,21 @@ def embed_profiles(pool: Pool, encoder: Encoder, candidates: Sequence[Candidate]
     )
 
 
-def train(outcomes: Outcomes, pool: Pool, encoder: Encoder, estimator: Estimator) -> RouterFolder:
+def train(
+    outcomes: Outcomes,
+    pool: Pool,
+    encoder: Encoder,
+    estimator: Estimator,
+    embeddings_MD: FloatArray | None = None,
+) -> RouterFolder:
     """Fit a router on recorded outcomes of a pool's candidates.
 
     Args:
         outcomes: The training part, with the pool's candidates as columns.
+        embeddings_MD: Of its queries; None: they are encoded here.
     """
-    embeddings_MD = encoder.encode(outcomes.queries)
+    if embeddings_MD is None:
+        embeddings_MD = encoder.encode(outcomes.queries)
     profiles = embed_profiles(pool, encoder, outcomes.candidates)
     return RouterFolder(
         encoder=registry.spec_of(encoder, ENCODERS),

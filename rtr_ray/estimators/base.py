@@ -111,7 +111,7 @@ def validation_split(outcomes: Outcomes, share: float, seed: int) -> BoolArray:
 
     Queries of one group, and queries with the same text, stay on the same side.
     """
-    part_M = _related(outcomes)
+    part_M = related(outcomes)
     parts = int(part_M.max()) + 1
     order = np.random.default_rng(seed).permutation(parts)
     held_out = np.zeros(parts, dtype=bool)
@@ -120,7 +120,7 @@ def validation_split(outcomes: Outcomes, share: float, seed: int) -> BoolArray:
     return held_out_M
 
 
-def _related(outcomes: Outcomes) -> IntArray:
+def related(outcomes: Outcomes) -> IntArray:
     """(M,) the same number for queries that share a group or a text, also by way of others."""
     groups = outcomes.group_ids or ("",) * len(outcomes.queries)
     first: dict[tuple[str, str], int] = {}
