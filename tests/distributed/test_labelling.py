@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rtr_ray.errors import BudgetError
 from rtr_ray.labelling import Labelling
 from rtr_ray.router import RouterFolder
 from tests.distributed.conftest import ROOT, Cluster
-from tests.distributed.engine import metered, wait_for_lines
+from tests.distributed.engine import metered
 from tests.distributed.test_batch import metered_usd
 from tests.distributed.workbench import Workbench, money, screen
 
@@ -29,8 +30,8 @@ STRATEGIES = {
     "vanilla": {"builtin": "vanilla", "max_tokens": 60},
     "cot": {"builtin": "cot", "max_tokens": 60},
 }
-LABELS = {"rows": 120, "share": 0.4, "encoder": "hash"}
-BUDGET = Decimal("0.022")
+LABELS = {"rows": 80, "share": 0.4, "encoder": "hash"}
+BUDGET = Decimal("0.019")
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_one_command_labels_trains_and_answers_and_all_dollars_add_up(bench: Wor
     answered = found["rows"]["answered"]
     assert answered >= 880  # the last ones may cost more than what is left
     assert len(set(bench.results()["query_id"].to_pylist())) == 900
-    assert 50 <= rows <= 120
+    assert rows == 80
     assert calls == answered + 3 * rows
     # three sums, each counted elsewhere: outcomes and results, summary, the engines' own meter
     assert Decimal(cost["labels"]) == spent_on_labels(bench) <= Decimal("0.4") * BUDGET
@@ -119,35 +120,47 @@ def test_killed_while_it_labels_and_while_it_answers_it_goes_on_and_pays_for_no_
     bench: Workbench, cluster: Cluster
 ) -> None:
     bench.corpus(500, lead=telling)
-    content = json.loads(job(bench, budget_usd="0.02").model_dump_json(exclude_none=True))
+    settings = {"budget_usd": "0.02", "labels": LABELS | {"rows": 60}}
+    content = json.loads(job(bench, **settings).model_dump_json(exclude_none=True))
     content["cluster"]["address"] = cluster.address
     config = bench.folder / "job.yaml"
     config.write_text(yaml.safe_dump(content))
     command = [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
     refused = subprocess.run(
-        command, env=cluster.environment, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
+        command,
+        env=cluster.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
     )
     assert (refused.returncode, refused.stdout.count("labels"), metered(bench.meter)) == (1, 1, [])
     assert "Add --yes, or give a router." in refused.stderr
 
-    def killed(after: int) -> None:
+    def killed(when: Callable[[], bool]) -> None:
         process = subprocess.Popen(
             [*command, "--yes"], env=cluster.environment, cwd=ROOT,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        wait_for_lines(bench.meter, after)
-        time.sleep(0.5)
-        process.kill()
-        process.wait()
+        try:
+            deadline = time.monotonic() + 300
+            while not when():
+                assert process.poll() is None, "it ended before it was killed: the test shows nothing"
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            process.wait()
 
-    with bench.serving(weak={"latency_s": 0.3}, strong={"latency_s": 0.3}):
-        killed(after=80)  # the first 20 rows are 60 calls
-        assert not labels(bench)["complete"]
-        killed(after=3 * 80 + 40)
+    with bench.serving(weak={"latency_s": 0.2}, strong={"latency_s": 0.2}):
+        killed(when=lambda: len(metered(bench.meter)) > 80)  # the first 20 rows are 60 calls
+        assert (labels(bench)["rows"], labels(bench)["complete"]) == (20, False)
+        killed(when=lambda: any((bench.output / "results").glob("part-*")))
         assert labels(bench)["complete"]
         labelled = spent_on_labels(bench)
-        found, _ = run(bench, budget_usd="0.02")
-    assert found["rows"]["answered"] == 500
+        found, _ = run(bench, **settings)
+    assert found["rows"]["answered"] >= 490
     assert len(set(bench.results()["query_id"].to_pylist())) == 500
     cost = found["cost_usd"]
     assert Decimal(cost["labels"]) == labelled == spent_on_labels(bench)
