@@ -35,7 +35,7 @@ from rtr_ray.outcomes import pivot, read_long
 from rtr_ray.pool import fingerprint
 from rtr_ray.reading import read_split
 from rtr_ray.router import embed_profiles, train
-from rtr_ray.run_folder import RunFolder
+from rtr_ray.run_folder import RunFolder, moved_aside
 from rtr_ray.screen import Screen, money
 from rtr_ray.storage import open_store
 from rtr_ray.summary import plain
@@ -92,8 +92,8 @@ def run_unrouted(
 
 
 def _move_aside(work: Labelling, screen: Screen) -> None:
-    for uri in (work.file.output, work.uri, work.router):
-        aside = open_store(uri).move_aside()
+    for uri in (work.uri, work.file.output, work.router):
+        aside = moved_aside(uri)
         if aside is not None:
             screen.say(f"What lay in {uri} was moved to {aside}.")
 
