@@ -159,17 +159,17 @@ def test_killed_while_it_labels_and_while_it_answers_it_goes_on_and_pays_for_no_
         killed(when=lambda: any((bench.output / "results").glob("part-*")))
         assert labels(bench)["complete"]
         labelled = spent_on_labels(bench)
-        found, _ = run(bench, **settings)
-    assert found["rows"]["answered"] >= 490
+        # what was out when it was killed may have been paid, so it goes on with more money
+        found, _ = run(bench, **(settings | {"budget_usd": "0.05"}))
+    assert found["rows"]["answered"] == 500
     assert len(set(bench.results()["query_id"].to_pylist())) == 500
     cost = found["cost_usd"]
     assert Decimal(cost["labels"]) == labelled == spent_on_labels(bench)
     assert Decimal(cost["spent"]) == money(bench.results())
-    unknown = sum(
-        Decimal(found[name]["lost_worst_case_usd"]) for name in ("labels", "calls")
-    )  # of what was out when it was killed
+    unknown = sum(Decimal(found[name]["lost_worst_case_usd"]) for name in ("labels", "calls"))
+    assert unknown > 0
     assert Decimal(cost["total"]) <= metered_usd(bench) <= Decimal(cost["total"]) + unknown
-    assert Decimal(cost["total"]) + unknown <= Decimal("0.02")
+    assert Decimal(cost["total"]) + unknown <= Decimal("0.05") == Decimal(cost["budget"])
 
 
 def test_a_budget_that_does_not_cover_a_few_labels_is_refused_and_a_larger_one_goes_on(
