@@ -140,6 +140,17 @@ def test_the_split_of_the_budget_is_shown_and_without_a_terminal_yes_must_be_sai
     assert not list(here.glob("run*"))
 
 
+@pytest.mark.parametrize("place", ["run/run.json", "run-router/router.json"])
+def test_a_place_that_is_taken_is_found_before_labels_are_paid_for(here, place):
+    (here / place).parent.mkdir()
+    (here / place).write_text("{}")
+    found = rtr_ray("run", "--yes")
+    assert found.exit_code == 1
+    where = place.partition("/")[0]
+    assert found.stderr.startswith(f"error: {where} is there already, and run-labels, from which it would")
+    assert not (here / "run-labels").exists()
+
+
 def test_a_plan_without_a_router_is_told_what_to_do():
     found = rtr_ray("plan")
     assert found.exit_code == 1

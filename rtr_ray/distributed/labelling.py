@@ -35,14 +35,14 @@ from rtr_ray.outcomes import pivot, read_long
 from rtr_ray.pool import fingerprint
 from rtr_ray.reading import read_split
 from rtr_ray.router import embed_profiles, train
-from rtr_ray.run_folder import RunFolder, moved_aside
+from rtr_ray.run_folder import RUN, RunFolder, moved_aside
 from rtr_ray.screen import Screen, money
 from rtr_ray.storage import open_store
 from rtr_ray.summary import plain
 from rtr_ray.types import Outcomes
 from rtr_ray.verdict import Labelled, Verdict, verdict
 
-PROGRESS = "labels.json"
+PROGRESS, ROUTER = "labels.json", "router.json"
 _BLOCK_ROWS = 4096
 
 
@@ -71,6 +71,8 @@ def run_unrouted(
     """
     if fresh:
         _move_aside(work, screen)
+    elif not begun(work):
+        _check_places(work)
     file = work.file
     folder, _ = RunFolder.open(
         work.uri, work.fingerprints, yaml.safe_dump(json.loads(file.model_dump_json()))
@@ -89,6 +91,16 @@ def run_unrouted(
             steps.label(app)
             steps.learn()
             return steps.answer(app, retry_failed)
+
+
+def _check_places(work: Labelling) -> None:
+    """Refuse to begin where something else lies: found now, before labels are paid for."""
+    for uri, key in ((work.file.output, RUN), (work.router, ROUTER)):
+        if open_store(uri).read(key) is not None:
+            raise DataError(
+                f"{uri} is there already, and {work.uri}, from which it would have come, is not. Take "
+                "another output, give the job a router, or --fresh to move it aside."
+            )
 
 
 def _move_aside(work: Labelling, screen: Screen) -> None:
@@ -132,7 +144,7 @@ class _Steps:
     @property
     def over(self) -> bool:
         """Whether there is a router, and it is known why it is what it is."""
-        there = open_store(self.work.router).read("router.json") is not None
+        there = open_store(self.work.router).read(ROUTER) is not None
         return there and bool(self.labels.routing)
 
     @property
