@@ -7,6 +7,7 @@ the budget went; 130 interrupted.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ import typer
 from rtr_ray.errors import ConfigError, RtrError
 
 if TYPE_CHECKING:
+    from rtr_ray.config import JobFile
     from rtr_ray.job import Job
+    from rtr_ray.labelling import Labelling
     from rtr_ray.screen import Screen
 
 app = typer.Typer(
@@ -91,14 +94,30 @@ def run(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Ask rows again that failed and were not paid for.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Without a router: spend on labels without asking.")
+    ] = False,
 ) -> None:
-    """Route and answer a corpus. The same command goes on where an earlier one stopped."""
-    with _screen() as screen:
-        job = _checked(screen, config, budget_usd, output, address)
-        from rtr_ray.distributed.batch import run_job, show_summary
+    """Route and answer a corpus. The same command goes on where an earlier one stopped.
 
-        found = run_job(job, screen, fresh, retry_failed)
-    show_summary(found, screen, job.file.output)
+    Without a router, a sample of the corpus is labelled and learned from first, under the same budget.
+    """
+    work = _unrouted(config, budget_usd, output, address)
+    if work is not None:
+        _agreed(work, fresh, yes)
+    with _screen() as screen:
+        if work is not None:
+            from rtr_ray.distributed.labelling import run_unrouted
+
+            found, output = run_unrouted(work, screen, fresh, retry_failed), work.file.output
+        else:
+            job = _checked(screen, config, budget_usd, output, address)
+            from rtr_ray.distributed.batch import run_job
+
+            found, output = run_job(job, screen, fresh, retry_failed), job.file.output
+    from rtr_ray.distributed.batch import show_summary
+
+    show_summary(found, screen, output)
     if found["status"] == "budget_exhausted":
         raise typer.Exit(BUDGET_EXHAUSTED)
 
@@ -126,14 +145,53 @@ def explain(
         screen.say(sentence)
 
 
+def _unrouted(
+    config: Path, budget_usd: str | None, output: str | None, address: str | None
+) -> Labelling | None:
+    """The job of a file that has no router, and the flags beside it; None where it has one."""
+    with _screen() as screen:
+        file = _file(config, budget_usd, output, address)
+        if file.router is not None:
+            return None
+        from rtr_ray.labelling import Labelling
+
+        with screen.stage("check", unit="splits") as stage:
+            work = Labelling.check(file)
+            stage.done = len(work.collection.splits)
+    return work
+
+
+def _agreed(work: Labelling, fresh: bool, yes: bool) -> None:
+    """Show how the budget is split, and ask whether it may be spent; not again where it goes on."""
+    with _screen() as screen:
+        from rtr_ray.distributed.labelling import begun
+
+        goes_on = begun(work) and not fresh
+    screen.console.print(work.split_table())
+    if yes or goes_on:
+        return
+    if not sys.stdin.isatty():
+        _error(
+            f"This run may spend ${work.budget_usd:f}, part of it on labels, and there is no terminal to "
+            "ask on. Add --yes, or give a router."
+        )
+    if not typer.confirm("Spend it so?"):
+        raise typer.Exit(1)
+
+
+def _file(config: Path, budget_usd: str | None, output: str | None, address: str | None) -> JobFile:
+    """A job file, with the flags beside it."""
+    from rtr_ray.config import load_job
+
+    changes = {"budget_usd": budget_usd, "output": output, "cluster.address": address}
+    return load_job(config, {key: value for key, value in changes.items() if value is not None})
+
+
 def _checked(
     screen: Screen, config: Path, budget_usd: str | None, output: str | None, address: str | None
 ) -> Job:
     """The job of a file and the flags beside it."""
-    from rtr_ray.config import load_job
-
-    changes = {"budget_usd": budget_usd, "output": output, "cluster.address": address}
-    file = load_job(config, {key: value for key, value in changes.items() if value is not None})
+    file = _file(config, budget_usd, output, address)
     from rtr_ray.job import Job
 
     with screen.stage("check", unit="splits") as stage:
@@ -225,13 +283,11 @@ def train(
         from rtr_ray.config import load_pool
         from rtr_ray.encoders import KNOWN as ENCODERS
         from rtr_ray.estimators import KNOWN as ESTIMATORS
-        from rtr_ray.training import train_router
+        from rtr_ray.training import encoder_spec, train_router
 
         members = load_pool(pool)
         recipe = registry.build(_json_or_name(estimator, "--estimator") or "rtr", ESTIMATORS, "estimator")
-        spec = _json_or_name(encoder, "--encoder")
-        if not isinstance(spec, dict):
-            spec = {"kind": "hash"} if spec == "hash" else {"kind": "sentence", "model": spec}
+        spec = encoder_spec(_json_or_name(encoder, "--encoder"))
         texts = registry.build(spec, ENCODERS, "encoder")
         with screen.stage("train") as stage:
             trained = train_router(outcomes, members, texts, recipe, output)

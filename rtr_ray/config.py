@@ -117,11 +117,25 @@ class JobKeys(Door):
         return self.sandbox
 
 
+class LabelKeys(Door):
+    """The sample that is labelled and learned from where a job has no router."""
+
+    rows: int = Field(300, ge=20, description="rows that are put to every candidate at most, 20 at least")
+    share: float = Field(0.1, gt=0, lt=1, description="what they may cost at most, as a share of the budget")
+    encoder: str | dict[str, Any] = Field(
+        "sentence-transformers/all-mpnet-base-v2", description="a sentence-transformers model, or its kind"
+    )
+    estimator: str | dict[str, Any] = Field("knn", description="knn, rtr, prior, or kind and its fields")
+
+
 class JobFile(JobKeys):
     """job.yaml."""
 
     pool: str = Field(description=f"a pool.yaml, or {' or '.join(SHIPPED_POOLS)}")
-    router: str | RouterKeys = Field(description="a folder that rtr-ray train wrote")
+    router: str | RouterKeys | None = Field(
+        None, description="a folder that rtr-ray train wrote; none: run labels a sample and trains one"
+    )
+    labels: LabelKeys = LabelKeys()
     corpus: CorpusKeys
     output: str = Field(description="the run folder, local or s3://")
     policy: dict[str, Any] | None = Field(
@@ -140,7 +154,17 @@ class JobFile(JobKeys):
 
     @property
     def router_keys(self) -> RouterKeys:
-        """The router, however it was written."""
+        """The router, however it was written.
+
+        Raises:
+            ConfigError: If there is none.
+        """
+        if self.router is None:
+            raise ConfigError(
+                "The job has no router. rtr-ray run makes one: it labels a sample of the corpus and trains, "
+                "under the same budget. For all else make one first (rtr-ray collect, rtr-ray train), and "
+                "name its folder as router."
+            )
         return RouterKeys(path=self.router) if isinstance(self.router, str) else self.router
 
 

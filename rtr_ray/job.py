@@ -11,6 +11,7 @@ from rtr_ray import grading, registry
 from rtr_ray.config import ColumnKeys, JobFile, SandboxKeys, load_pool
 from rtr_ray.corpus import Columns, Corpus, Split
 from rtr_ray.errors import ConfigError
+from rtr_ray.labels import Labels
 from rtr_ray.policies import KNOWN
 from rtr_ray.policies.base import Budgeted, Policy
 from rtr_ray.pool import Pool, fingerprint
@@ -32,6 +33,7 @@ class Job:
     router: RouterFolder
     corpus: Corpus
     splits: tuple[Split, ...]
+    labels: Labels | None = None  # that were paid for from the same budget; file.budget_usd is what is left
 
     @classmethod
     def check(cls, file: JobFile) -> Job:
@@ -41,6 +43,7 @@ class Job:
             RtrError: The first thing that is wrong, in one sentence.
         """
         check_output(file.output)
+        router_keys = file.router_keys
         pool = load_pool(file.pool)
         policy = _policy(file)
         grader = build_grader(file.grader)
@@ -49,8 +52,8 @@ class Job:
                 f"The grader '{grader.kind}' compares answers to the same query, and a run has one of each. "
                 "It serves rtr-ray collect; a run takes exact, numeric, multiple_choice, code or a function."
             )
-        router = RouterFolder.load(file.router_keys.path)
-        router.check(pool, file.router_keys.untrained)
+        router = RouterFolder.load(router_keys.path)
+        router.check(pool, router_keys.untrained)
         if any(pool.strategies[c.strategy].answer == "program" for c in pool.candidates):
             check_sandbox(file.sandbox_keys)
         keys = file.corpus

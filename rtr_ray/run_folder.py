@@ -82,12 +82,7 @@ class RunFolder:
             StorageError: If it cannot be written to.
         """
         store = open_store(uri)
-        aside = None
-        if fresh:
-            with contextlib.closing(cls(store, _locked(store, make=False))):
-                aside = store.move_aside()
-            if aside is not None:
-                open_store(aside).delete(LOCK)  # it went along
+        aside = moved_aside(uri) if fresh else None
         folder = cls(store, _locked(store))
         try:
             folder._begin(uri, fingerprints, config)
@@ -159,6 +154,20 @@ class RunFolder:
     def results(self, name: str = "") -> list[str]:
         """The keys of the results parts, of one plan part or of all."""
         return self.store.keys(f"{RESULTS}{name}")
+
+
+def moved_aside(uri: str) -> str | None:
+    """Move a run out of the way; gives where it lies now, None where there was none.
+
+    Raises:
+        DataError: If a run works on it now.
+    """
+    store = open_store(uri)
+    with contextlib.closing(RunFolder(store, _locked(store, make=False))):
+        aside = store.move_aside()
+    if aside is not None:
+        open_store(aside).delete(LOCK)  # it went along
+    return aside
 
 
 def taken(uri: str) -> DataError:

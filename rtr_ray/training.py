@@ -93,6 +93,13 @@ def train_router(
     )
 
 
+def encoder_spec(name: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of an encoder that may be named by its model alone."""
+    if not isinstance(name, str):
+        return dict(name)
+    return {"kind": name} if name == "hash" else {"kind": "sentence", "model": name}
+
+
 def _other_pool(long: pa.Table, pool: Pool) -> bool:
     if "pool_fingerprint" not in long.column_names:
         return False

@@ -29,9 +29,9 @@ LAYERS = (
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
-    {"versions", "explanation", "plan_screen"},
+    {"versions", "explanation", "plan_screen", "labels", "verdict"},
     {"pool_file"},
-    {"config", "job", "collection"},
+    {"config", "job", "collection", "labelling"},
     {"embedded"},
     {"distributed"},
     {"cli"},

@@ -332,6 +332,8 @@ class _Run:
             "lost": balance.unknown_calls,
             "lost_worst_case_usd": str(balance.unknown_usd),
         }
+        if self.job.labels is not None:
+            found = self.job.labels.stated(found)
         self.folder.write_json(SUMMARY, found)
         self.folder.update(status=status, stage="done")
         return found
@@ -373,6 +375,8 @@ def show_summary(found: Mapping[str, Any], screen: Screen, output: str) -> None:
         f"{rows['skipped_budget']:,} skipped for the budget. Spent {money(Decimal(cost['spent']))}, "
         f"forecast {money(cost['forecast'])}. Results: {os.path.join(output, 'results')}"
     )
+    if "labels" in cost:
+        screen.say(f"Labels cost {money(Decimal(cost['labels']))}: {money(Decimal(cost['total']))} in all.")
     if found["calls"]["lost"]:
         screen.say(
             f"{found['calls']['lost']} calls were lost with their usage: at worst "

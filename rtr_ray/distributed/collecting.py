@@ -297,8 +297,24 @@ def _settled(tally: Tally) -> int:
 
 def _gone_usd(folder: RunFolder) -> Decimal:
     """What the calls of a folder have cost, and may have cost beside what their results show."""
+    return sum(_money(folder), ZERO)
+
+
+def _money(folder: RunFolder) -> tuple[Decimal, Decimal]:
+    """What the calls of a folder have cost by their results, and what may have been paid beside."""
     spent, saved = tally_results(folder).cost_usd, folder.read_json(LEDGER)
-    return spent + (ZERO if saved is None else Record.from_json(saved).unknown_beside(spent))
+    return spent, ZERO if saved is None else Record.from_json(saved).unknown_beside(spent)
+
+
+def collected_usd(output: str) -> tuple[Decimal, Decimal]:
+    """What outcomes have cost, over all collections into a folder; on a connected cluster.
+
+    Returns:
+        Exact dollars of candidates and judge, and what may have been paid for replies that were lost.
+    """
+    uri = f"{output.rstrip('/')}/_run"
+    asked, judged = (_money(RunFolder(open_store(one))) for one in (uri, judge_folder(uri)))
+    return asked[0] + judged[0], asked[1] + judged[1]
 
 
 def _check_books(folder: RunFolder, whole: Tally, snapshot: Snapshot, planned: int, mine: Tally) -> None:

@@ -66,7 +66,7 @@ class FakeEngine:
     def _choice(self, text: str, body: dict[str, Any], number: int) -> dict[str, Any]:
         found = _SUM.search(text)
         luck = hashlib.sha256(f"{self._name}{text}{number}".encode()).digest()
-        right = luck[0] / 255 < self._skill
+        right = luck[0] / 255 < self._skill or "EASY" in text
         total = sum(map(int, found.groups())) if found else 0
         answer = total if right else total + 1
         program = "Python program" in text

@@ -97,7 +97,8 @@ class Workbench:
         """Questions with their sums, and a column of the user's."""
         draw = random.Random(count)
         pairs = [(draw.randint(1, 999), draw.randint(1, 999)) for _ in range(count)]
-        texts = [f"Number {i}: what is {a} + {b}?" for i, (a, b) in enumerate(pairs)]
+        lead = more.get("lead", lambda number: "Number")
+        texts = [f"{lead(i)} {i}: what is {a} + {b}?" for i, (a, b) in enumerate(pairs)]
         texts = [more.get("texts", {}).get(i, text) for i, text in enumerate(texts)]
         table = pa.table(
             {
