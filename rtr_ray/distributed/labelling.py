@@ -28,6 +28,7 @@ from rtr_ray.distributed.standing import standing
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.errors import BudgetError, DataError
 from rtr_ray.estimators import KNOWN as ESTIMATORS
+from rtr_ray.grading import Judge
 from rtr_ray.job import Job
 from rtr_ray.labelling import Labelling
 from rtr_ray.labels import FEW_ROWS, Labels, check_enough, next_rows, pilot_exhausted
@@ -188,7 +189,9 @@ class _Steps:
         exhausted = found["status"] == "budget_exhausted"
         if exhausted and not before.rows:
             cells, skipped = found["rows"]["total"], found["rows"]["skipped_budget"]
-            raise pilot_exhausted(cells - skipped, cells, spent + unknown, work.file.labels.share)
+            answered = cells - skipped + found["judge"]["calls"]
+            calls = cells * (2 if isinstance(work.collection.grader, Judge) else 1)
+            raise pilot_exhausted(answered, calls, spent + unknown, work.file.labels.share)
         outcomes = self._outcomes()
         if not before.rows:
             self._check_pilot(outcomes)

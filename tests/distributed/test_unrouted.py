@@ -98,14 +98,19 @@ def test_one_command_labels_trains_and_answers_and_all_dollars_add_up(bench: Wor
     assert found["accuracy"] > 0.7
 
 
-def test_where_texts_tell_nothing_the_best_fixed_mix_is_used_and_a_judge_is_paid_from_the_budget(
+def test_where_routing_does_not_pay_the_best_fixed_mix_is_used_and_a_judge_is_paid_from_the_budget(
     bench: Workbench,
 ) -> None:
     bench.corpus(400)
     judge = {"kind": "judge", "candidate": "weak:vanilla"}  # whatever it says is cut to 1: all is right
     with bench.serving():
-        found, said = run(bench, grader=judge)
+        with pytest.raises(BudgetError, match=r"^Not even 20 rows can be labelled: of 120 calls \d+ were"):
+            run(bench, grader=judge, budget_usd="0.0015")
+        paid = len(metered(bench.meter))
+        found, said = run(bench, grader=judge)  # goes on: what was paid for is kept
     cost = found["cost_usd"]
+    assert 0 < paid < 120
+    assert len(metered(bench.meter)) == 2 * 3 * found["labels"]["rows"] + found["rows"]["answered"]
     assert not found["routing"]["used"]
     assert "Routing does not pay here: the best fixed mix for the budget is used." in said
     assert RouterFolder.load(str(bench.folder / "run-router")).estimator.kind == "prior"
@@ -170,17 +175,3 @@ def test_killed_while_it_labels_and_while_it_answers_it_goes_on_and_pays_for_no_
     assert unknown > 0
     assert Decimal(cost["total"]) <= metered_usd(bench) <= Decimal(cost["total"]) + unknown
     assert Decimal(cost["total"]) + unknown <= Decimal("0.05") == Decimal(cost["budget"])
-
-
-def test_a_budget_that_does_not_cover_a_few_labels_is_refused_and_a_larger_one_goes_on(
-    bench: Workbench,
-) -> None:
-    bench.corpus(60)
-    with bench.serving():
-        with pytest.raises(BudgetError, match=r"^Not even 20 rows can be labelled: of 60 calls \d+ were"):
-            run(bench, budget_usd="0.0015")
-        paid = len(metered(bench.meter))
-        found, _ = run(bench, budget_usd="0.03")
-    rows = found["labels"]["rows"]
-    assert 0 < paid < 60
-    assert len(metered(bench.meter)) == 3 * rows + found["rows"]["answered"]
