@@ -276,8 +276,8 @@ def connected() -> Iterator[None]:
 def shown(found: Sequence[Mapping[str, Any]], title: str) -> Table:
     """The table on screen."""
     table = Table(title=title)
-    for name in ("tokens", "autopilot", "spent", "accuracy", "answered", "skipped", "cut", "versions", "s"):
-        table.add_column(name, justify="left" if name == "tokens" else "right")
+    for name in ("tokens", "steered", "spent", "right", "answered", "skipped", "plans", "s"):
+        table.add_column(name, justify="left" if name == "tokens" else "right", no_wrap=True)
     for one in found:
         rows = one["rows"]
         table.add_row(
@@ -285,7 +285,7 @@ def shown(found: Sequence[Mapping[str, Any]], title: str) -> Table:
             "yes" if one["autopilot"] else "no",
             f"{one['spent_share']:.2%}",
             f"{one['accuracy']:.2%}",
-            *(f"{number:,}" for number in (rows["answered"], rows["skipped_budget"], one["cut"])),
+            *(f"{rows[name]:,}" for name in ("answered", "skipped_budget")),
             str(one["versions"]),
             f"{one['seconds']:.0f}",
         )
@@ -342,7 +342,7 @@ def main() -> int:
                     continue
                 for bias in options.biases:
                     found.append(replay.run(bias, autopilot))
-                    console.print(json.dumps(found[-1]))
+                    console.print(json.dumps(found[-1]), soft_wrap=True, highlight=False)
                     write(options.out, replay, found)
     console.print(shown(found, f"{options.rows:,} rows, budget ${replay.budget_usd}"))
     told = missed(found)

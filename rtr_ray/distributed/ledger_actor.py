@@ -30,7 +30,9 @@ from rtr_ray.types import Candidate
 Durable = Mapping[str, tuple[str, Settlement | None]]
 """Requests whose results are durable: key -> status, and how the reservation ends."""
 
-_STEP = 50  # at most so many records until a budget is used up, and those that draw it in again
+# At most so many records until a budget is used up, and those that draw it in again. A kill of the
+# driver locks up one step of the budget, beside what was set aside: 2% of it would be too much.
+_STEP = 200
 _CHUNKS = 8  # of a run without a budget: so many grants like the last one may follow without a write
 _SAVE_S = 1.0  # between two records that nothing waits for
 _NAMESPACE = "rtr-ray-ledgers"
