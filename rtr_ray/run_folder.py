@@ -3,11 +3,15 @@
 run.json        from the first minute: schema version, status, stage, fingerprints
 config.yaml     the configuration, resolved
 tables/         one part per split of the corpus: its rows and their routing table
-policy.json     the fitted policy
-plan.json       what the plan expects, by candidate
+slices.json     how the tables are cut into slices
+policies/       each version of the plan: its policy, corrections, and the money that was left
+plan.json       what the first version expects, by candidate
+slices/         which slices have been planned, and what was expected of them
 plan/model=.../strategy=.../part-*.parquet
 ledger.json     what may have been paid beside what the results show
 results/part-*.parquet
+rest/, moved/   rows that were taken up again when the budget had not reached them
+rent.json       what the engines' time adds up to
 summary.json
 """
 
@@ -28,7 +32,7 @@ from rtr_ray.errors import DataError, StorageError
 from rtr_ray.storage import LocalStore, Store, open_store
 
 SCHEMA_VERSION = 1
-RUN, CONFIG, POLICY, PLAN, SUMMARY = "run.json", "config.yaml", "policy.json", "plan.json", "summary.json"
+RUN, CONFIG, PLAN, SUMMARY = "run.json", "config.yaml", "plan.json", "summary.json"
 LEDGER = "ledger.json"
 LOCK = ".lock"  # readers do not see it: its name begins with a dot
 TABLES, RESULTS = "tables/part-", "results/part-"
