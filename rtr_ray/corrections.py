@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from rtr_ray.pool import MTOK, Pool
 from rtr_ray.types import Candidate, FloatArray, RoutingTable
@@ -35,16 +37,6 @@ class Seen:
 
     def __add__(self, other: Seen) -> Seen:
         return Seen(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
-
-
-def bucket(predicted_tokens: float) -> int:
-    """Which class of lengths a prediction falls into: powers of two.
-
-    Example:
-        >>> bucket(0.3), bucket(5), bucket(64)
-        (0, 2, 6)
-    """
-    return int(min(max(np.log2(max(predicted_tokens, 1.0)), 0), _BUCKETS - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +116,53 @@ class Corrections:
             {Candidate.parse(c): ratio for c, ratio in found["input_usd"].items()},
             found["cautious"],
         )
+
+
+TAUGHT_BY = (
+    *("model", "strategy", "samples", "predicted_output_tokens", "predicted_cost_usd"),
+    *("output_tokens", "cost_usd", "finish_reason"),
+)
+"""The columns of results that teach something."""
+
+
+def seen_in(results: pa.Table, pool: Pool) -> tuple[dict[Bucket, Seen], float]:
+    """What results say about the predictions, and what they cost.
+
+    An answer that was cut since the budget was used up says nothing about lengths.
+
+    Args:
+        results: Rows with the columns `TAUGHT_BY`.
+        pool: For the prices.
+    """
+    paid = results.filter(pc.is_valid(results["cost_usd"]))
+    usd_R = paid["cost_usd"].cast(pa.float64()).to_numpy()
+    taught = pc.and_(
+        pc.is_valid(paid["predicted_output_tokens"]),
+        pc.fill_null(pc.not_equal(paid["finish_reason"], "budget"), True),
+    )
+    taught_R = taught.to_numpy(zero_copy_only=False) if len(paid) else np.zeros(0, dtype=bool)
+    found: dict[Bucket, Seen] = {}
+    names = list(zip(*(paid[n].to_pylist() for n in ("model", "strategy", "samples")), strict=True))
+    for name in sorted(set(names)):
+        candidate = Candidate(*name)
+        rows_R = np.flatnonzero(taught_R & np.array([one == name for one in names]))
+        price = float(pool.price(candidate).output_usd_per_mtok / MTOK)
+        predicted_R, predicted_usd_R, tokens_R = (
+            paid[n].take(pa.array(rows_R)).cast(pa.float64()).to_numpy()
+            for n in ("predicted_output_tokens", "predicted_cost_usd", "output_tokens")
+        )
+        class_R = np.clip(np.log2(np.maximum(predicted_R, 1.0)), 0, _BUCKETS - 1).astype(int)
+        for one in np.unique(class_R):
+            mine_R = class_R == one
+            predicted, tokens = predicted_R[mine_R], tokens_R[mine_R]
+            found[candidate, int(one)] = Seen(
+                int(mine_R.sum()),
+                float(predicted.sum()),
+                int(tokens.sum()),
+                float(np.maximum(predicted_usd_R[mine_R] - predicted * price, 0.0).sum()),
+                float(np.maximum(usd_R[rows_R][mine_R] - tokens * price, 0.0).sum()),
+            )
+    return found, float(usd_R.sum())
 
 
 def merged(many: Iterable[Mapping[Bucket, Seen]]) -> dict[Bucket, Seen]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from rtr_ray.corrections import Corrections, Seen, bucket, merged
+from rtr_ray.corrections import Corrections, Seen, merged, seen_in
+from rtr_ray.schemas import USD
 from rtr_ray.types import Candidate, RoutingTable
 from tests.fakes import pool_of
 
@@ -96,5 +99,54 @@ def test_corrections_come_back_from_json() -> None:
     assert Corrections.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
-def test_buckets_are_powers_of_two_with_an_end() -> None:
-    assert [bucket(tokens) for tokens in (0, 1, 2, 3.9, 4, 1000, 1e12)] == [0, 0, 1, 1, 2, 9, 23]
+def results(*rows: tuple[str, float | None, int | None, str | None, str]) -> pa.Table:
+    """Rows of (model, predicted tokens, tokens, dollars, how it ended); predicted input dollars are 1e-5."""
+    price = {"small": 4e-6, "large": 40e-6}
+    return pa.table(
+        {
+            "model": pa.array([model for model, *_ in rows], pa.string()),
+            "strategy": pa.array(["cot"] * len(rows), pa.string()),
+            "samples": pa.array([1] * len(rows), pa.int32()),
+            "predicted_output_tokens": pa.array([predicted for _, predicted, *_ in rows], pa.float64()),
+            "predicted_cost_usd": pa.array(
+                [None if p is None else 1e-5 + p * price[model] for model, p, *_ in rows], pa.float64()
+            ),
+            "output_tokens": pa.array([tokens for _, _, tokens, *_ in rows], pa.int64()),
+            "cost_usd": pa.array([None if usd is None else Decimal(usd) for *_, usd, _ in rows], USD),
+            "finish_reason": pa.array([finish for *_, finish in rows], pa.string()),
+        }
+    )
+
+
+def test_results_are_counted_by_candidate_and_class_of_length() -> None:
+    found, spent = seen_in(
+        results(
+            ("small", 10, 20, "0.00010", "stop"),
+            ("small", 12, 10, "0.00005", "stop"),
+            ("small", 100, 50, "0.00021", "length"),
+            ("large", 1, 2, "0.00018", "stop"),
+        ),
+        POOL,
+    )
+    assert {key: (one.rows, one.predicted_tokens, one.tokens) for key, one in found.items()} == {
+        (SMALL, 3): (2, 22, 30),
+        (SMALL, 6): (1, 100, 50),
+        (LARGE, 0): (1, 1, 2),
+    }
+    assert found[SMALL, 3].predicted_input_usd == pytest.approx(2e-5)
+    assert found[SMALL, 3].input_usd == pytest.approx(0.00015 - 30 * 4e-6)
+    assert spent == pytest.approx(0.00054)
+
+
+def test_what_was_cut_or_not_predicted_costs_and_teaches_nothing_and_what_failed_does_neither() -> None:
+    found, spent = seen_in(
+        results(
+            ("small", 10, 4, "0.00002", "budget"),
+            ("small", None, 9, "0.00004", "stop"),
+            ("large", 10, None, None, None),
+        ),
+        POOL,
+    )
+    assert found == {}
+    assert spent == pytest.approx(0.00006)
+    assert seen_in(results(), POOL) == ({}, 0.0)

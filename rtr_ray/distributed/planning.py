@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import ray
 
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR
-from rtr_ray.corrections import Bucket, Corrections, Seen, bucket
+from rtr_ray.corrections import TAUGHT_BY, Bucket, Corrections, Seen, seen_in
+from rtr_ray.corrections import merged as merged_seen
 from rtr_ray.distributed.rest import SKIPPED
 from rtr_ray.parts import (
     ESTIMATES,
@@ -29,7 +30,7 @@ from rtr_ray.parts import (
     unrouted_key,
 )
 from rtr_ray.policies.base import Policy, Sketch, merged
-from rtr_ray.pool import MTOK, Pool
+from rtr_ray.pool import Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.slices import Slice
 from rtr_ray.storage import Store, open_store, read_table, write_table
@@ -38,6 +39,7 @@ from rtr_ray.types import Candidate
 SLICES = "slices/"
 _NUMBERS = [QUERY_ID, ROW_ERROR, *(f"_{name}" for name in ESTIMATES), "_allowed"]
 _TOGETHER = 8  # slices that one task sketches
+_LOOKED_AT = 64  # plan parts that one task looks back at
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,30 +215,24 @@ def look_back(output: str, names: Sequence[str], pool: Pool) -> tuple[dict[Bucke
         pool: For the prices.
     """
     store = open_store(output)
-    columns = ["model", "strategy", "samples", "predicted_output_tokens", "predicted_cost_usd"]
-    seen: dict[Bucket, Seen] = {}
-    spent_usd = 0.0
+    found, spent_usd = [], 0.0
     for name in names:
         for key in store.keys(f"{RESULTS}{name}-"):
             if key.endswith(SKIPPED):  # nothing was paid, and `rest.move` may take it away meanwhile
                 continue
-            for row in read_table(store, key, [*columns, "output_tokens", "cost_usd"]).to_pylist():
-                if row["cost_usd"] is None:
-                    continue
-                cost_usd = float(row["cost_usd"])
-                spent_usd += cost_usd
-                if row["predicted_output_tokens"] is None:
-                    continue
-                candidate = Candidate(row["model"], row["strategy"], row["samples"])
-                price = float(pool.price(candidate).output_usd_per_mtok / MTOK)
-                predicted = row["predicted_output_tokens"]
-                one = Seen(
-                    1,
-                    predicted,
-                    row["output_tokens"],
-                    max(row["predicted_cost_usd"] - predicted * price, 0.0),
-                    max(cost_usd - row["output_tokens"] * price, 0.0),
-                )
-                place = (candidate, bucket(predicted))
-                seen[place] = seen.get(place, Seen()) + one
-    return seen, spent_usd
+            seen, usd = seen_in(read_table(store, key, TAUGHT_BY), pool)
+            found.append(seen)
+            spent_usd += usd
+    return merged_seen(found), spent_usd
+
+
+@ray.remote(num_cpus=1, max_retries=5)
+def together(*many: tuple[dict[Bucket, Seen], float]) -> tuple[dict[Bucket, Seen], float]:
+    """Several looks back in one."""
+    return merged_seen(seen for seen, _ in many), sum(usd for _, usd in many)
+
+
+def looking_back(output: str, names: Sequence[str], pool: Pool) -> Any:
+    """Begin to look back; gives what to wait for."""
+    batches = [names[i : i + _LOOKED_AT] for i in range(0, len(names), _LOOKED_AT)]
+    return together.remote(*(look_back.remote(output, batch, pool) for batch in batches))

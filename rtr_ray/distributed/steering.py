@@ -12,7 +12,7 @@ import ray
 from rtr_ray.corrections import Bucket, Corrections, Seen
 from rtr_ray.corrections import merged as merged_seen
 from rtr_ray.distributed.ledger_actor import Snapshot
-from rtr_ray.distributed.planning import look_back, sketching
+from rtr_ray.distributed.planning import looking_back, sketching
 from rtr_ray.parts import Version
 from rtr_ray.policies.base import Budgeted, Policy, Sketch, merged
 from rtr_ray.pool import Pool
@@ -76,7 +76,7 @@ class Steering:
             self._reading = None
         if self._reading is None and self._unread:
             names, self._unread = self._unread, []
-            task = look_back.remote(self.folder.store.uri, [name for name, _ in names], self.pool)
+            task = looking_back(self.folder.store.uri, [name for name, _ in names], self.pool)
             self._reading = task, sum(rows for _, rows in names)
 
     def settled(
