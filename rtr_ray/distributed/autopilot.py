@@ -111,7 +111,9 @@ class Autopilot:
     def _enough(self) -> int:
         """Rows that should be planned ahead of the answers."""
         most = max(int(_AHEAD_SHARE * self.steering.rows_total), _AHEAD_LEAST)
-        return min(self.capacity + self.capacity // 4, most) if self.steering.budgeted else self.capacity * 2
+        wanted = self.capacity + self.capacity // 4
+        # rows that nobody can take are planned, too: there may be no others
+        return max(min(wanted, most) if self.steering.budgeted else 2 * wanted, 1)
 
     def _settled(self, left: Sequence[Slice], snapshot: Snapshot) -> bool:
         expected: dict[tuple[int, Candidate], float] = {}

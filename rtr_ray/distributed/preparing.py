@@ -94,6 +94,11 @@ class Planning:
             self.slices = [Slice.from_json(one) for one in layout["slices"]]
             self.kinds = layout["kinds"]
             return None
+        if self.folder.read_json(PLAN) is not None:
+            raise DataError(
+                f"{self.folder.store.uri} holds a run that an older rtr-ray has planned. Finish it with that "
+                "one, take another output, or --fresh to move it aside."
+            )
         parts = self._tables()
         self._check_ids(parts)
         self.slices = cut({part.key: part.rows for part in parts})

@@ -116,6 +116,18 @@ def test_rows_that_the_budget_did_not_reach_teach_nothing_and_may_go_meanwhile(
     assert ray.get(look_back.remote(str(tmp_path), ["0123456789abcdef"], pool_of())) == ({}, 0.0)
 
 
+@pytest.mark.parametrize("budget", [None, "0.01"])
+def test_a_corpus_of_which_nothing_can_be_asked_ends_with_its_reasons(
+    bench: Workbench, budget: str | None
+) -> None:
+    bench.corpus(3, texts={0: None, 1: "  ", 2: None})
+    with bench.serving():
+        found = bench.run(grader=None, budget_usd=budget, policy={"kind": "budget"} if budget else None)
+    assert found["rows"] == {"total": 3, "answered": 0, "failed": 3, "skipped_budget": 0}
+    assert found["status"] == "completed"
+    assert metered(bench.meter) == []
+
+
 def test_a_policy_that_divides_a_budget_needs_one(bench: Workbench) -> None:
     bench.corpus(10)
     with pytest.raises(ConfigError, match="divides a budget, and the job has none"):
