@@ -281,6 +281,13 @@ class Ledger:
         held.usd -= usd
         self.reserved_usd -= usd
 
+    def trim(self, key: str, cost_usd: Decimal) -> None:
+        """A call was answered, its cost is known: no more than that stays set aside until it is settled."""
+        held = self._open.get(key)
+        if held is not None and cost_usd < held.usd:
+            self.reserved_usd -= held.usd - cost_usd
+            held.usd = cost_usd
+
     def settle(self, key: str, usage: Usage, cost_usd: Decimal) -> None:
         """Book what a call has used, and give back the rest of its reservation."""
         held = self._close(key)

@@ -264,10 +264,14 @@ class World:
             await asyncio.gather(*commits, return_exceptions=True)
 
     async def _commit(self, door: Door, outcome: Outcome) -> None:
+        one = settlement(POOL, outcome)
+        if one is not None and not one.lost and self.dice.random() < 0.5:
+            await asyncio.sleep(self.dice.choice([0.0, 0.5, 3.0]))  # it may come after the settlement
+            with contextlib.suppress(ConnectionError):
+                await door.trim([(one.key, one.cost_usd)])
         await asyncio.sleep(self.dice.choice([0.0, 0.5, 3.0]))
         if door.dead:
             return
-        one = settlement(POOL, outcome)
         if outcome.key in self.results[door.part]:
             self.broken = self.broken or f"seed {self.seed}: {outcome.key} is written twice"
         paid = None if one is None or one.lost else one
@@ -284,6 +288,7 @@ class Door:
     world: World
     part: str
     dead: bool = False
+    take: int = 0
 
     def __post_init__(self) -> None:
         assert self.world.books is not None
@@ -306,7 +311,7 @@ class Door:
             _, one = durable.get(key, ("", None))
             if one is not None:
                 self._settled(key, one.cost_usd)
-        self.books.begin(self.part, durable)
+        self.take = self.books.begin(self.part, durable)
         world.check("begin")
         await self._way()
 
@@ -336,6 +341,12 @@ class Door:
         self.books.settle(self.part, settlements, {}, 0)
         self.world.check("settle")
         await self._way()
+
+    async def trim(self, known: Sequence[tuple[str, Decimal]]) -> None:
+        await self._way()
+        if self.session == self.world.session:  # of a dead worker, too: it may have been on its way
+            self.books.trim(self.part, self.take, known)
+            self.world.check("trim")
 
     def _settled(self, key: str, cost_usd: Decimal) -> None:
         if key in self.world.settled:

@@ -367,3 +367,19 @@ def test_after_a_clean_end_nothing_is_locked_up():
 def test_a_record_that_cannot_be_read_is_not_taken_for_nothing_lost(damaged: dict[str, Any]):
     with pytest.raises(StorageError, match=r"ledger\.json is damaged \(.*\)\. Restore it, or begin anew"):
         Record.from_json(damaged)
+
+
+def test_what_an_answer_has_cost_is_all_that_stays_set_aside_until_it_is_settled():
+    ledger = Ledger(Decimal("1.00"))
+    assert ledger.reserve("a", SMALL, Decimal("0.70")) is Grant.GRANTED
+    assert ledger.reserve("b", SMALL, Decimal("0.70")) is Grant.WAIT
+    ledger.trim("a", Decimal("0.10"))
+    assert ledger.reserved_usd == Decimal("0.10")
+    assert ledger.reserve("b", SMALL, Decimal("0.70")) is Grant.GRANTED
+    ledger.trim("a", Decimal("0.50"))  # never up
+    ledger.settle("a", Usage(1, 1), Decimal("0.10"))
+    ledger.trim("a", Decimal("0.01"))  # it comes after the settlement: nothing is left to trim
+    assert (ledger.spent_usd, ledger.reserved_usd) == (Decimal("0.10"), Decimal("0.70"))
+    ledger.trim("b", Decimal("0.20"))
+    ledger.lose("b")  # the answer was paid, and its row was never written
+    assert ledger.unknown_usd == Decimal("0.20")

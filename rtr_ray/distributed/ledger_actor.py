@@ -63,6 +63,7 @@ class SharedLedger:
         self._rows: Counter[str] = Counter()
         self._counted: dict[str, Counter[str]] = {}  # plan part -> its rows in `_rows`
         self._owners: dict[str, set[str]] = {}  # plan part -> keys that it holds reservations of
+        self._takes: Counter[str] = Counter()  # plan part -> how often it has been taken up
         self._sent_again = 0
         self._parts_done = 0
 
@@ -83,8 +84,8 @@ class SharedLedger:
             self._covered_usd = record.committed_usd
         self._resumed = True
 
-    def begin(self, owner: str, durable: Durable) -> None:
-        """A worker takes up a plan part.
+    def begin(self, owner: str, durable: Durable) -> int:
+        """A worker takes up a plan part; gives the number of the taking.
 
         What an earlier one left open there is settled where its results are durable (it died
         between the two), and lost where they are not.
@@ -101,7 +102,9 @@ class SharedLedger:
         self._rows.update(rows)
         self._rows.subtract(self._counted.get(owner, rows))  # what was durable before was counted then
         self._counted[owner] = rows
+        self._takes[owner] += 1
         self._save_now_and_then()
+        return self._takes[owner]
 
     def reserve(self, owner: str, reservations: Sequence[Reservation]) -> list[Grant]:
         """Set money aside, in order; one answer each.
@@ -145,6 +148,16 @@ class SharedLedger:
             self._ledger.take_back(key, more)
             raise
         return grant
+
+    def trim(self, owner: str, take: int, known: Sequence[tuple[str, Decimal]]) -> None:
+        """What some calls have cost is known, though not durable yet: the rest of what was set aside is free.
+
+        Of a worker that was replaced meanwhile it says nothing: the calls are its successor's.
+        """
+        if take == self._takes[owner]:
+            for key, cost_usd in known:
+                self._ledger.trim(key, cost_usd)
+            self._save_now_and_then()
 
     def left_usd(self) -> Decimal | None:
         """What is neither spent nor lost; None without a budget."""
@@ -280,10 +293,15 @@ class RemoteBooks:
 
     actor: Any
     owner: str
+    take: int = 0
 
     async def begin(self, durable: Durable) -> None:
         """Take up the part."""
-        await self.actor.begin.remote(self.owner, dict(durable))
+        self.take = await self.actor.begin.remote(self.owner, dict(durable))
+
+    async def trim(self, known: Sequence[tuple[str, Decimal]]) -> None:
+        """What some calls have cost is known."""
+        await self.actor.trim.remote(self.owner, self.take, list(known))
 
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
         """Set money aside; one answer each."""

@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ class Sink:
     _ready: list[_Ready] = field(default_factory=list)
     _batch: tuple[str, list[_Ready]] | None = None  # being written: its key, and what it holds
     _reading: set[asyncio.Task[None]] = field(default_factory=set)
+    _known: list[tuple[str, Decimal]] = field(default_factory=list)  # what answers cost that came in just now
     _since: float = 0.0
     _reported: int = 0
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -94,6 +96,8 @@ class Sink:
         if outcome.status == "skipped_budget":
             self._skipped.append(outcome)
             return
+        if (one := settlement(self.pool, outcome)) is not None and not one.lost:
+            self._known.append((one.key, one.cost_usd))
         while len(self._reading) >= self.keys.commit_rows:
             await asyncio.wait(self._reading, return_when=asyncio.FIRST_COMPLETED)
         task = asyncio.create_task(self._read(outcome))
@@ -136,12 +140,23 @@ class Sink:
         while not self._ended.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ended.wait(), self.keys.commit_s / 4)
+            await self._trim()
             if self._ready and time.monotonic() - self._since >= self.keys.commit_s:
                 try:
                     await self._commit()
                 except Exception as error:
                     self._fail(error)
                     return
+
+    async def _trim(self) -> None:
+        """Free what was set aside beyond the cost of answers that are in, but not durable yet.
+
+        So a kill locks up little more than what was really paid, and others need not wait for a commit.
+        """
+        known, self._known = self._known, []
+        if known:
+            with contextlib.suppress(Exception):  # the commit will say what is wrong with the ledger
+                await self.books.trim(known)
 
     async def _commit(self) -> None:
         """Write what is ready and settle it; what an earlier commit could not write goes first."""

@@ -139,6 +139,19 @@ def test_without_a_budget_a_kill_forgets_nothing_that_was_granted(tmp_path, monk
         assert unknown >= shared.snapshot().balance.reserved_usd == Decimal("0.5") * (number + 1)
 
 
+def test_a_kill_locks_up_what_answers_cost_that_were_in_and_not_durable_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger_actor, "_SAVE_S", 0.0)
+    shared = opened(tmp_path)
+    assert asked(shared, "0.4", "0.4") == [Grant.GRANTED, Grant.GRANTED]
+    take = shared.begin("another", {})
+    shared.trim("another", take + 1, [("q0", Decimal("0.01"))])  # of a worker that was replaced
+    assert shared.snapshot().balance.reserved_usd == Decimal("0.8")
+    shared.trim("part", 1, [("q0", Decimal("0.01")), ("nobody", Decimal("0.02"))])
+    assert shared.snapshot().balance.reserved_usd == Decimal("0.41")
+    unknown = opened(tmp_path).snapshot().balance.unknown_usd
+    assert Decimal("0.41") <= unknown <= Decimal("0.41") + Decimal(1) / 200
+
+
 def test_a_damaged_record_ends_the_run_instead_of_forgetting(tmp_path):
     opened(tmp_path).close()
     (tmp_path / "ledger.json").write_text("{}")

@@ -54,9 +54,15 @@ class Books:
     """The shared ledger, called directly."""
 
     shared: SharedLedger
+    take: int = 0
+    trimmed: list[str] = field(default_factory=list)
 
     async def begin(self, durable: Any) -> None:
-        self.shared.begin("part", durable)
+        self.take = self.shared.begin("part", durable)
+
+    async def trim(self, known: Sequence[tuple[str, Decimal]]) -> None:
+        self.trimmed += [key for key, _ in known]
+        self.shared.trim("part", self.take, known)
 
     async def reserve(self, reservations: Sequence[Reservation]) -> list[Grant]:
         return self.shared.reserve("part", reservations)
@@ -99,6 +105,7 @@ class Bench:
     keys: DispatchKeys = field(default_factory=lambda: DispatchKeys(chunk=2, commit_s=0.05, commit_rows=100))
     count: int = 8
     gate: int = 4
+    books: Any = None
 
     async def answer(self) -> None:
         """As a dispatch actor does."""
@@ -106,6 +113,7 @@ class Bench:
         self.shared = SharedLedger(str(self.folder), self.budget_usd)
         self.shared.resume({}, {})
         books: Any = Books(self.shared)
+        self.books = books
         part, index = part_of(self.count), dict[str, int]()
         done = durable_results(store, "name")
         await books.begin(done)
@@ -226,3 +234,11 @@ def test_what_is_durable_is_known_with_what_it_cost(tmp_path):
     key = "q0|small:cot|0"
     assert found[key] == ("answered", Settlement(key, Usage(20, 10), ACTUAL))
     assert set(found) == {key, "q1|small:cot|0"}
+
+
+def test_what_an_answer_cost_is_told_before_its_row_is_durable(tmp_path):
+    grader = Grader(seconds=0.2)  # so long it is in, and not written
+    bench = Bench(tmp_path, Decimal("1"), grader)
+    asyncio.run(bench.answer())
+    assert {f"q{i}|small:cot|0" for i in range(4)} <= set(bench.books.trimmed)
+    assert bench.shared.snapshot().balance.spent_usd == 8 * ACTUAL
