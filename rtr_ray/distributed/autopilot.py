@@ -96,7 +96,8 @@ class Autopilot:
         ahead = unfinished_rows + sum(part.rows for part in self._ready)
         left = self._left()
         if left:
-            if ahead < self._enough() and not self._planning and self._settled(left, snapshot):
+            waits = ahead >= self._enough() or self._planning or self._is_blind()
+            if not waits and self._settled(left, snapshot):
                 about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
                 for one in left[: -(-(self._enough() - ahead) // about)]:
                     self._plan(one)
@@ -114,6 +115,12 @@ class Autopilot:
         wanted = self.capacity + self.capacity // 4
         # rows that nobody can take are planned, too: there may be no others
         return max(min(wanted, most) if self.steering.budgeted else 2 * wanted, 1)
+
+    def _is_blind(self) -> bool:
+        """Whether too much is planned that nothing was learned of yet: engines may be faster than we."""
+        planned = sum(rows for one in self._planned.values() for _, rows in one.parts.values())
+        most = 2 * max(_AHEAD_SHARE * self.steering.rows_total, _AHEAD_LEAST)
+        return self.steering.learns and planned - self.steering.rows_learned > most
 
     def _settled(self, left: Sequence[Slice], snapshot: Snapshot) -> bool:
         expected: dict[tuple[int, Candidate], float] = {}

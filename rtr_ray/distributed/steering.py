@@ -61,6 +61,16 @@ class Steering:
         policy = self.policy
         return self.budget_usd is not None and isinstance(policy, Budgeted) and policy.divides_usd
 
+    @property
+    def learns(self) -> bool:
+        """Whether answers make other versions."""
+        return self.budgeted and self.steer
+
+    @property
+    def rows_learned(self) -> int:
+        """Rows of the parts that were looked back at."""
+        return self._rows
+
     def finished(self, name: str, rows: int) -> None:
         """A plan part has been answered: there is something to learn from it."""
         if self.budgeted:
