@@ -45,10 +45,10 @@ def grant_everything(module: ModuleType) -> None:
     """The ledger does not look at its budget."""
     reserve = module.Ledger.reserve
 
-    def generous(self: Any, key: str, candidate: Any, worst_case_usd: Any) -> Any:
+    def generous(self: Any, *asked: Any) -> Any:
         budget_usd, self.budget_usd = self.budget_usd, None
         try:
-            return reserve(self, key, candidate, worst_case_usd)
+            return reserve(self, *asked)
         finally:
             self.budget_usd = budget_usd
 
