@@ -20,10 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +28,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from importlib.metadata import version
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -46,6 +42,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._surroundings import surroundings
 from benchmarks.simulation.cluster import cluster
 from benchmarks.simulation.engine import metered, serving
 from benchmarks.simulation.routing import Remembering, Scaled
@@ -307,19 +304,6 @@ def missed(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return told
 
 
-def about() -> dict[str, Any]:
-    """What the figures were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
-    ).stdout.strip()
-    return {
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine()},
-        "versions": {name: version(name) for name in ("ray", "numpy", "pyarrow")}
-        | {"python": platform.python_version()},
-        "commit": commit or None,
-    }
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -360,7 +344,7 @@ def write(out: Path, replay: Replay, found: Sequence[Mapping[str, Any]]) -> None
         "aim": {"spent_share": [LEAST_SPENT, 1.0], "accuracy_lost": MOST_LOST, "overspent_usd": "0"},
         "missed": missed(found),
         "runs": found,
-        **about(),
+        **surroundings("ray", "numpy", "pyarrow"),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1))

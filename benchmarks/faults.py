@@ -11,13 +11,10 @@ or doubled, a dollar is unaccounted for or over the budget, or a run could not b
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import defaultdict
@@ -27,14 +24,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, TextIO
 
-import psutil
-
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
+from benchmarks._surroundings import surroundings  # noqa: E402
 from benchmarks.fault_tools.audit import Findings  # noqa: E402
 from benchmarks.fault_tools.campaign import Site, run_case, tmpfs_works  # noqa: E402
 from benchmarks.fault_tools.cluster import LocalCluster  # noqa: E402
@@ -176,12 +172,7 @@ def summed(found: Sequence[Findings]) -> dict[str, Any]:
         **totals,
         "figures": {kind: {"runs": len(ones), **_sums(ones)} for kind, ones in sorted(kinds.items())},
         "losses": [one.to_json() for one in found if one.losses],
-        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total >> 30} GiB",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("ray", "pyarrow", "moto")},
-        },
-        "commit": _commit(),
+        **surroundings("ray", "pyarrow", "moto"),
     }
 
 
@@ -191,13 +182,6 @@ def _sums(found: Sequence[Findings]) -> dict[str, Any]:
         values = [getattr(one, name) for one in found]
         sums[name] = str(sum(values, Decimal(0))) if name.startswith("usd_") else sum(values)
     return sums
-
-
-def _commit() -> str:
-    said = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return said.stdout.strip() or "unknown"
 
 
 def show(report: dict[str, Any], found: Sequence[Findings]) -> None:

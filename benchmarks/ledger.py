@@ -20,16 +20,12 @@ import asyncio
 import heapq
 import json
 import math
-import os
-import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from dataclasses import dataclass, field
 from decimal import Decimal
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +33,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._surroundings import surroundings
 from rtr_ray.books import Reservation, Settlement
 from rtr_ray.distributed.lending import Allowance
 from rtr_ray.ledger import Grant, Ledger
@@ -285,19 +284,6 @@ class Simulation:
 # --- the report -------------------------------------------------------------------------------------------
 
 
-def about() -> dict[str, Any]:
-    """What the figures were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-    ).stdout.strip()
-    return {
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine()},
-        "versions": {name: version(name) for name in ("ray", "numpy", "pyarrow")}
-        | {"python": platform.python_version()},
-        "commit": commit or None,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -372,7 +358,7 @@ def main() -> None:
         "ratio": ratio,
         "baseline": f"{PAIRS_TARGET} reserve-and-settle pairs per second (the median round over it)",
         "figures": figures,
-        **about(),
+        **surroundings("ray", "numpy", "pyarrow"),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))

@@ -18,10 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import os
-import platform
 import resource
-import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +30,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._surroundings import surroundings
 from rtr_ray.policies.base import Sketch, merged
 from rtr_ray.policies.budget import Budget, FittedBudget, extremes
 from rtr_ray.policies.hull import climb
@@ -262,17 +263,6 @@ def _flat(figures: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]
             yield before + name, value
 
 
-def surroundings() -> dict[str, Any]:
-    """Where it was measured, and with what."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    return {
-        "machine": {"cores": os.cpu_count(), "system": platform.platform()},
-        "versions": {"python": platform.python_version(), "numpy": np.__version__},
-        "commit": commit or None,
-    }
-
-
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure the budget policy.")
@@ -306,7 +296,7 @@ def main() -> None:
         "ratio": ratio,  # of CPU seconds of the longest process: those of the clock hold other work, too
         "baseline": "bisection on the dual price in plain numpy, one thread, whole matrix in memory",
         "figures": figures,
-        **surroundings(),
+        **surroundings("numpy"),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1))

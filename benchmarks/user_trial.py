@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -37,7 +36,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +47,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._surroundings import surroundings
 from benchmarks.simulation.cluster import BIN, Cluster, bucket, cluster
 from benchmarks.simulation.engine import metered, serving
 from benchmarks.simulation.truth import SKILL, WAYS, Truth, best_mix
@@ -324,19 +323,6 @@ def failed_checks(found: Mapping[str, Any]) -> list[str]:
     return told
 
 
-def about() -> dict[str, Any]:
-    """What the figures were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT
-    ).stdout.strip()
-    return {
-        "machine": {"cpus": os.cpu_count(), "architecture": platform.machine()},
-        "versions": {name: version(name) for name in ("ray", "numpy", "pyarrow", "moto")}
-        | {"python": platform.python_version()},
-        "commit": commit or None,
-    }
-
-
 def tried(trial: Trial, kills: bool) -> dict[str, Any]:
     """The whole trial."""
     import ray
@@ -407,7 +393,8 @@ def main() -> int:
     for sentence in told:
         console.print(f"[red]{sentence}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found | {"failed": told} | about(), indent=1))
+    measured_on = surroundings("ray", "numpy", "pyarrow", "moto")
+    options.out.write_text(json.dumps(found | {"failed": told} | measured_on, indent=1))
     return 1 if told else 0
 
 
