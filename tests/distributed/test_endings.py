@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from rtr_ray.config import load_pool
 from rtr_ray.distributed.batch import plan_job, run_job
@@ -23,7 +21,7 @@ from rtr_ray.storage import open_store
 from tests.distributed.conftest import ROOT, Cluster
 from tests.distributed.engine import metered, wait_for_lines
 from tests.distributed.test_batch import metered_usd
-from tests.distributed.workbench import Workbench, money, screen
+from tests.distributed.workbench import Workbench, called, money, screen
 
 pytestmark = pytest.mark.ray
 BUDGET: dict[str, Any] = {"policy": {"kind": "budget"}, "grader": None}
@@ -39,11 +37,7 @@ def bench(tmp_path: Path, connected: Cluster) -> Workbench:
 
 def test_a_run_that_is_told_to_stop_pays_for_nothing_twice(bench: Workbench, cluster: Cluster) -> None:
     bench.corpus(600)
-    job = json.loads(bench.job().model_dump_json(exclude_none=True))
-    job["cluster"]["address"] = cluster.address
-    config = bench.folder / "job.yaml"
-    config.write_text(yaml.safe_dump(job))
-    command = [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
+    command = bench.command(cluster)
     with bench.serving(strong={"latency_s": 1.5}):
         first = subprocess.Popen(
             command,
@@ -66,15 +60,7 @@ def test_a_run_that_is_told_to_stop_pays_for_nothing_twice(bench: Workbench, clu
         assert len(bench.results()) == answered
         ledger = json.loads((bench.output / "ledger.json").read_text())
         assert (ledger["in_flight"], ledger["lost"]) == (0, 0)
-        second = subprocess.run(
-            command,
-            env=cluster.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        second = called(command, cluster)
     assert second.returncode == 0, second.stdout + second.stderr
     assert len(metered(bench.meter)) == len(bench.results()) == 600
     assert money(bench.results()) == metered_usd(bench)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import serve
 
-from rtr_ray.dispatch import Dispatcher, Gate, Settings, settlement
-from rtr_ray.distributed.executor import ServeExecutor
-from rtr_ray.distributed.ledger_actor import RemoteBooks, claim, release
 from rtr_ray.types import Outcome, Request
 from tests.distributed import engine
 from tests.distributed.conftest import Cluster
+from tests.distributed.lent import answered
 from tests.fakes import pool_of, requests_of
 
 pytestmark = pytest.mark.ray
@@ -30,43 +24,19 @@ REQUESTS = requests_of(POOL, 30)  # of 5 to 44 tokens each
 @pytest.fixture(scope="module")
 def ask(connected: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
     """Put requests to the engine under a budget; gives the outcomes and the ledger's last balance."""
-    import ray
-
     folder = tmp_path_factory.mktemp("extension")
     engine.start("extension", {"small": {"skill": 1.0}}, folder / "meter.jsonl")
     runs = iter(range(100))
 
     def put(requests: list[Request], budget_usd: Decimal | None) -> tuple[dict[str, Outcome], Any]:
-        return _put(requests, budget_usd, folder / str(next(runs)), ray)
+        return answered(
+            ("FakeEngine", "extension-small"), POOL, requests, budget_usd, folder / str(next(runs))
+        )
 
     try:
         yield put
     finally:
         engine.stop("extension", {"small": {}})
-
-
-def _put(requests: list[Request], budget_usd: Decimal | None, folder: Path, ray: Any) -> Any:
-    async def run() -> list[Outcome]:
-        books = RemoteBooks(actor, "part")
-        await books.begin({})
-        executor = ServeExecutor(serve.get_deployment_handle("FakeEngine", "extension-small"))
-        dispatcher = Dispatcher(executor, books, POOL, Gate(64), Settings(chunk=16))
-        found = []
-        async with contextlib.aclosing(dispatcher.run(requests)) as outcomes:
-            async for outcome in outcomes:
-                found.append(outcome)
-                if (one := settlement(POOL, outcome)) is not None:
-                    await books.settle([one])
-        await books.finish()
-        return found
-
-    actor = claim(str(folder), budget_usd)
-    try:
-        ray.get(actor.resume.remote({}, {}))
-        found = asyncio.run(run())
-        return {outcome.query_id: outcome for outcome in found}, ray.get(actor.close.remote()).balance
-    finally:
-        release(actor)
 
 
 def tokens(found: dict[str, Outcome]) -> int:

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-import yaml
 
 from rtr_ray import registry
 from rtr_ray.distributed.ledger_actor import claim, release
@@ -28,7 +26,7 @@ from rtr_ray.storage import open_store, read_metadata
 from rtr_ray.types import FloatArray
 from tests.distributed.conftest import ROOT, Cluster
 from tests.distributed.engine import metered, wait_for_lines
-from tests.distributed.workbench import Workbench, money
+from tests.distributed.workbench import Workbench, called, money
 
 pytestmark = pytest.mark.ray
 
@@ -133,11 +131,7 @@ def test_a_killed_replica_costs_no_row_and_what_is_paid_twice_is_reported(bench:
 
 def test_a_killed_driver_goes_on_where_it_stopped(bench: Workbench, cluster: Cluster) -> None:
     bench.corpus(500)
-    job = json.loads(bench.job().model_dump_json(exclude_none=True))
-    job["cluster"]["address"] = cluster.address
-    config = bench.folder / "job.yaml"
-    config.write_text(yaml.safe_dump(job))
-    command = [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
+    command = bench.command(cluster)
     with bench.serving(strong={"latency_s": 0.8}):
         first = subprocess.Popen(
             command, env=cluster.environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -152,15 +146,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(bench: Workbench, cluster: Clu
             for key in open_store(str(bench.output)).keys("results/")
         )
         assert 0 < before < 500
-        second = subprocess.run(
-            command,
-            env=cluster.environment,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        second = called(command, cluster)
     assert second.returncode == 0, second.stdout + second.stderr
     results = bench.results()
     assert sorted(results["note"].to_pylist()) == sorted(f"note {i}" for i in range(500))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from decimal import Decimal
@@ -13,7 +12,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from rtr_ray.config import JobFile
 from rtr_ray.distributed.labelling import run_unrouted
@@ -23,7 +21,7 @@ from rtr_ray.router import RouterFolder
 from tests.distributed.conftest import ROOT, Cluster
 from tests.distributed.engine import metered
 from tests.distributed.test_batch import metered_usd
-from tests.distributed.workbench import Workbench, money, screen
+from tests.distributed.workbench import Workbench, called, money, screen
 
 pytestmark = pytest.mark.ray
 STRATEGIES = {
@@ -127,20 +125,8 @@ def test_killed_while_it_labels_and_while_it_answers_it_goes_on_and_pays_for_no_
 ) -> None:
     bench.corpus(500, lead=telling)
     settings = {"budget_usd": "0.02", "labels": LABELS | {"rows": 60}}
-    content = json.loads(job(bench, **settings).model_dump_json(exclude_none=True))
-    content["cluster"]["address"] = cluster.address
-    config = bench.folder / "job.yaml"
-    config.write_text(yaml.safe_dump(content))
-    command = [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
-    refused = subprocess.run(
-        command,
-        env=cluster.environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
+    command = bench.command(cluster, job(bench, **settings))
+    refused = called(command, cluster)
     assert (refused.returncode, refused.stdout.count("labels"), metered(bench.meter)) == (1, 1, [])
     assert "Add --yes, or give a router." in refused.stderr
 

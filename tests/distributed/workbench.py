@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +29,7 @@ from rtr_ray.router import train
 from rtr_ray.screen import Screen
 from rtr_ray.types import Outcomes
 from tests.distributed import engine
+from tests.distributed.conftest import ROOT, Cluster
 
 POOL: dict[str, Any] = {
     "deployments": {
@@ -135,6 +139,14 @@ class Workbench:
 
         return run_job(Job.check(self.job(**changes)), screen(), fresh)
 
+    def command(self, cluster: Cluster, job: JobFile | None = None) -> list[str]:
+        """The command line that runs the job on a cluster; `run` below, in a process of its own."""
+        content = json.loads((job or self.job()).model_dump_json(exclude_none=True))
+        content["cluster"]["address"] = cluster.address
+        config = self.folder / "job.yaml"
+        config.write_text(yaml.safe_dump(content))
+        return [str(Path(sys.executable).parent / "rtr-ray"), "run", "--config", str(config)]
+
     def results(self) -> pa.Table:
         """All results."""
         return pq.read_table(self.output / "results")
@@ -148,6 +160,20 @@ class Workbench:
             yield
         finally:
             engine.stop(self.prefix, engines)
+
+
+def called(command: list[str], cluster: Cluster) -> subprocess.CompletedProcess[str]:
+    """A command of `Workbench.command`, to its end; nobody sits at its terminal."""
+    return subprocess.run(
+        command,
+        env=cluster.environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=300,
+        check=False,
+    )
 
 
 def screen() -> Screen:

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ray import serve
 
 from rtr_ray.config import load_pool
-from rtr_ray.dispatch import Dispatcher, Gate, Settings, settlement
 from rtr_ray.distributed.deployments import Deployments
-from rtr_ray.distributed.executor import ServeExecutor
-from rtr_ray.distributed.ledger_actor import RemoteBooks, claim, release
 from rtr_ray.embedded.questions import draw
 from rtr_ray.pool import MTOK
-from rtr_ray.types import Candidate, Outcome, Query, Request
+from rtr_ray.types import Candidate, Query, Request
+from tests.distributed.lent import answered
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -30,30 +25,8 @@ FEW = 12  # tokens that are set aside for each answer at first
 
 def asked(served: str, requests: list[Request], budget_usd: Decimal | None, folder: Path) -> Any:
     """The outcomes, and the ledger's last balance."""
-    import ray
-
-    async def run() -> list[Outcome]:
-        books = RemoteBooks(actor, "part")
-        await books.begin({})
-        handle = Deployments(served).handle(POOL.deployment(NANO))
-        executor = ServeExecutor(serve.get_deployment_handle(*handle))
-        dispatcher = Dispatcher(executor, books, POOL, Gate(64), Settings(chunk=16))
-        found = []
-        async with contextlib.aclosing(dispatcher.run(requests)) as outcomes:
-            async for outcome in outcomes:
-                found.append(outcome)
-                if (one := settlement(POOL, outcome)) is not None:
-                    await books.settle([one])
-        await books.finish()
-        return found
-
-    actor = claim(str(folder), budget_usd)
-    try:
-        ray.get(actor.resume.remote({}, {}))
-        found = asyncio.run(run())
-        return {outcome.query_id: outcome for outcome in found}, ray.get(actor.close.remote()).balance
-    finally:
-        release(actor)
+    handle = Deployments(served).handle(POOL.deployment(NANO))
+    return answered(handle, POOL, requests, budget_usd, folder)
 
 
 def test_extended_answers_are_whole_and_those_that_get_nothing_end_where_they_are_paid(
