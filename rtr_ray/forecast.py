@@ -44,8 +44,10 @@ _PILOT_PULL = 20  # rows' worth of weight that the held-out rows' noise has besi
 _LITTLE = 0.1  # so unlike the training data a corpus may be without a word being said
 UNTRAINED = {"cost_usd": 0.5, "accuracy": 0.3, "output_tokens": 0.5}
 """The least relative standard deviation of a candidate that was never trained on."""
-SHIFT = {"cost_usd": 0.12, "accuracy": 0.25, "output_tokens": 0.3}
+SHIFT = {"cost_usd": 0.12, "accuracy": 0.5, "output_tokens": 0.3}
 """The least relative standard deviation of a corpus of which every row is far."""
+_CONTRADICTION = 2.7
+"""Of the variances of both: a squared difference of held-out rows and pilot that luck exceeds once in ten."""
 SHIFT_FACTOR = 3.0
 CROSS = 1.5
 """The variance of cross-validated errors over what a bootstrap of them gives.
@@ -258,8 +260,8 @@ def _with_pilot(
 
     The held-out rows say that a common factor on the corrected forecast is 1, with variance
     `prior`; the pilot says what it was on its rows. Where they contradict each other by more than
-    both their variances explain, the held-out rows are trusted less, by just that much: the corpus
-    is of another kind. The noise of a row is estimated from the pilot and the held-out rows
+    luck explains, the held-out rows are trusted less, by just that much: the corpus is of another
+    kind. The noise of a row is estimated from the pilot and the held-out rows
     together, since 50 rows may hold none of those few long answers that make the sum.
     """
     seen_P = getattr(pilot, f"seen_{plan.name}")
@@ -280,7 +282,7 @@ def _with_pilot(
     believed, held = float(noise_K.sum()), _PILOT_PULL * float(noise_K.mean())
     scale = (error + held) / (believed + held) if believed else 1.0
     own = (scale * believed if believed else error) / fair**2
-    prior += max(0.0, (said - 1) ** 2 - prior - own)
+    prior += max(0.0, (said - 1) ** 2 - _CONTRADICTION * (prior + own))
     if not prior:
         return _around(plan.name, rest, scale * float(noise_C @ left_C), done, most, freedom, level)
     weight = prior / (prior + own)

@@ -29,6 +29,9 @@ _AHEAD_SHARE = 1 / 8  # of all rows may be planned and not answered yet; else no
 _AHEAD_LEAST = 64
 _ROUNDS = 3  # of rows that the budget did not reach
 
+_Expected = tuple[int, Candidate, float]
+"""By which version a plan part was made, for whom, and what it was expected to cost, in dollars."""
+
 
 @dataclass(slots=True)
 class Autopilot:
@@ -44,7 +47,8 @@ class Autopilot:
     _planned: dict[int, PlannedSlice] = field(default_factory=dict)
     _planning: dict[Any, Slice] = field(default_factory=dict)  # what Ray gives for a task -> its slice
     _ready: list[Part] = field(default_factory=list)  # to be given out
-    _open: dict[str, tuple[int, Candidate, float]] = field(default_factory=dict)  # key -> what was expected
+    _open: dict[str, _Expected] = field(default_factory=dict)  # by key
+    _unread: dict[str, _Expected] = field(default_factory=dict)  # finished, not learned from; by short name
     _round: int = 0
     _answered: int = -1  # rows, at the beginning of the last round
     _over: bool = False
@@ -78,7 +82,9 @@ class Autopilot:
 
     def finished(self, part: Part) -> None:
         """Learn from a part."""
-        self._open.pop(part.key, None)
+        expected = self._open.pop(part.key, None)
+        if expected is not None and self.steering.budgeted:
+            self._unread[part_name(part.key)] = expected
         self.steering.finished(part_name(part.key), part.rows)
 
     def rest(self) -> Sequence[Part]:
@@ -91,13 +97,14 @@ class Autopilot:
 
     def more(self, unfinished_rows: int, snapshot: Snapshot) -> Sequence[Part]:
         """Plan as far ahead as the engines need it, by what has been learned so far."""
-        self.steering.learn()
+        for name in self.steering.learn():
+            self._unread.pop(name, None)
         self._collect()
         ahead = unfinished_rows + sum(part.rows for part in self._ready)
         left = self._left()
         if left:
             waits = ahead >= self._enough() or self._planning or self._is_blind()
-            if not waits and self._settled(left, snapshot):
+            if not waits and self._settled(left, unfinished_rows, snapshot):
                 about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
                 for one in left[: -(-(self._enough() - ahead) // about)]:
                     self._plan(one)
@@ -122,11 +129,12 @@ class Autopilot:
         most = 2 * max(_AHEAD_SHARE * self.steering.rows_total, _AHEAD_LEAST)
         return self.steering.learns and planned - self.steering.rows_learned > most
 
-    def _settled(self, left: Sequence[Slice], snapshot: Snapshot) -> bool:
+    def _settled(self, left: Sequence[Slice], unfinished_rows: int, snapshot: Snapshot) -> bool:
         expected: dict[tuple[int, Candidate], float] = {}
-        for version, candidate, usd in self._open.values():
+        # what finished parts cost is with the ledger, but not yet with what was learned: as if they were open
+        for version, candidate, usd in (*self._open.values(), *self._unread.values()):
             expected[version, candidate] = expected.get((version, candidate), 0.0) + usd
-        return self.steering.settled(left, expected, snapshot)
+        return self.steering.settled(left, expected, unfinished_rows, snapshot)
 
     def _plan(self, one: Slice) -> None:
         steering = self.steering

@@ -214,7 +214,7 @@ class SharedLedger:
         committed = self._ledger.committed_usd
         if not granted_usd or committed <= self._covered_usd:
             return
-        covered = self._within(committed - granted_usd + max(granted_usd, self._ahead_usd(granted_usd)))
+        covered = self._within(committed + self._ahead_usd(granted_usd))
         if self._ledger.budget_usd is not None:
             self._save(covered)
             return

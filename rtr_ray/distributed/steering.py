@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -23,10 +24,12 @@ from rtr_ray.versions import price_of, save, saved
 
 _SHARE = 1 / 25  # of all rows: so many new answers are worth a new solution
 _LEAST_ROWS = 40
-# Of the budget, not planned with while rows are left: the last answers may be longer than expected, and
-# a row that nobody can pay loses more than what so little money buys elsewhere. What is left of it goes
-# to rows that the budget did not reach.
-_KEPT = 1 / 500
+# Of the budget, not planned with while rows are left: answers that are under way may be longer than
+# expected, and a row that nobody can pay loses more than what so little money buys elsewhere. So many
+# standard deviations of what is under way (a row's is about its mean), within two bounds. What is left of
+# it goes to rows that the budget did not reach.
+_DEVIATIONS = 2.0
+_KEPT_LEAST, _KEPT_MOST = 1 / 500, 1 / 100
 
 
 @dataclass(slots=True)
@@ -47,7 +50,7 @@ class Steering:
     _rows: int = 0  # of those parts
     _solved_at: int = 0  # so many of them
     _unread: list[tuple[str, int]] = field(default_factory=list)  # finished parts by short name, their rows
-    _reading: tuple[Any, int] | None = None  # what Ray gives for a look back, the rows of its parts
+    _reading: tuple[Any, list[tuple[str, int]]] | None = None  # what Ray gives for a look back, its parts
     _sketches: list[Any] = field(default_factory=list)
     _next: Corrections = field(default_factory=Corrections)  # of the version that is being made
 
@@ -76,28 +79,36 @@ class Steering:
         if self.budgeted:
             self._unread.append((name, rows))
 
-    def learn(self) -> None:
-        """Look back at what has been answered; does not wait."""
+    def learn(self) -> list[str]:
+        """Look back at what has been answered; does not wait. Gives the parts that it has learned from."""
+        learned: list[str] = []
         if self._reading is not None and ray.wait([self._reading[0]], timeout=0)[0]:
-            (seen, spent_usd), rows = ray.get(self._reading[0]), self._reading[1]
+            (seen, spent_usd), parts = ray.get(self._reading[0]), self._reading[1]
             self._seen = merged_seen([self._seen, seen])
             self._spent_usd += spent_usd
-            self._rows += rows
+            self._rows += sum(rows for _, rows in parts)
             self._reading = None
+            learned = [name for name, _ in parts]
         if self._reading is None and self._unread:
-            names, self._unread = self._unread, []
-            task = looking_back(self.folder.store.uri, [name for name, _ in names], self.pool)
-            self._reading = task, sum(rows for _, rows in names)
+            parts, self._unread = self._unread, []
+            task = looking_back(self.folder.store.uri, [name for name, _ in parts], self.pool)
+            self._reading = task, parts
+        return learned
 
     def settled(
-        self, left: Sequence[Slice], expected_usd: Mapping[tuple[int, Candidate], float], now: Snapshot
+        self,
+        left: Sequence[Slice],
+        expected_usd: Mapping[tuple[int, Candidate], float],
+        open_rows: int,
+        now: Snapshot,
     ) -> bool:
         """Whether slices may be planned by the version; else a better one is on its way.
 
         Args:
             left: The slices that are not planned.
-            expected_usd: What parts that are planned and not finished were expected to cost, by version
-                and candidate.
+            expected_usd: What parts that are planned and were not learned from were expected to cost, by
+                version and candidate.
+            open_rows: How many rows these parts have.
             now: The ledger.
         """
         if not self._sketches:
@@ -110,8 +121,7 @@ class Steering:
         if len(ray.wait(self._sketches, num_returns=len(self._sketches), timeout=0)[0]) < len(self._sketches):
             return False
         sketches, self._sketches = ray.get(self._sketches), []
-        assert self.budget_usd is not None
-        left_usd = self._left_usd(expected_usd, now) - _KEPT * float(self.budget_usd)
+        left_usd = self._left_usd(expected_usd, now) - self._kept_usd(open_rows)
         self._take(self.policy, sketches, max(left_usd, 0.0), self._next)
         return True
 
@@ -140,6 +150,12 @@ class Steering:
         under_way = float(now.balance.spent_usd) - self._spent_usd
         gone = self._spent_usd + max(promised, under_way) + float(now.balance.unknown_usd)
         return max(float(self.budget_usd) - gone, 0.0)
+
+    def _kept_usd(self, open_rows: int) -> float:
+        """What is not planned with, for the noise of what is under way."""
+        assert self.budget_usd is not None
+        noise = _DEVIATIONS * math.sqrt(open_rows) / max(self.rows_total, 1)
+        return float(self.budget_usd) * min(max(noise, _KEPT_LEAST), _KEPT_MOST)
 
     def _take(
         self, policy: Policy, sketches: Iterable[Sketch | None], left_usd: float, corrections: Corrections
