@@ -29,7 +29,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rtr_ray.errors import DataError, StorageError
-from rtr_ray.storage import LocalStore, Store, open_store
+from rtr_ray.lease import TAKEOVER_S, Conditional, Lease
+from rtr_ray.storage import Store, open_store
 
 SCHEMA_VERSION = 1
 RUN, CONFIG, PLAN, SUMMARY = "run.json", "config.yaml", "plan.json", "summary.json"
@@ -64,11 +65,16 @@ class RunFolder:
     """One run's folder."""
 
     store: Store
-    _lock: _Lock | None = field(default=None, repr=False, compare=False)
+    _lock: _Lock | Lease | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(
-        cls, uri: str, fingerprints: Mapping[str, str], config: str, fresh: bool = False
+        cls,
+        uri: str,
+        fingerprints: Mapping[str, str],
+        config: str,
+        fresh: bool = False,
+        say: Callable[[str], object] = lambda text: None,
     ) -> tuple[RunFolder, str | None]:
         """Begin a run in a folder, or go on with the one that it holds; nobody else may until `close`.
 
@@ -77,6 +83,7 @@ class RunFolder:
             fingerprints: Of everything that must be the same for the run to go on, by name.
             config: The resolved configuration, for the record.
             fresh: Move an older run aside first.
+            say: Told why it takes time, where it does.
 
         Returns:
             The folder, and where the older run was moved to, if it was.
@@ -86,8 +93,8 @@ class RunFolder:
             StorageError: If it cannot be written to.
         """
         store = open_store(uri)
-        aside = moved_aside(uri) if fresh else None
-        folder = cls(store, _locked(store))
+        aside = moved_aside(uri, say) if fresh else None
+        folder = cls(store, _locked(store, say))
         try:
             folder._begin(uri, fingerprints, config)
         except BaseException:
@@ -126,6 +133,33 @@ class RunFolder:
         if self._lock is not None:
             self._lock.free()
 
+    def tell(self, told: Callable[[float], object] | None) -> None:
+        """Have somebody told, again and again, for how many seconds nobody else can take the folder over.
+
+        Nobody is told anything where that cannot happen while this process lives: a local folder.
+        """
+        if isinstance(self._lock, Lease):
+            self._lock.told = told
+            if told is not None:
+                told(self._lock.valid_s)
+
+    @property
+    def lost(self) -> bool:
+        """Whether another run has taken the folder over."""
+        return isinstance(self._lock, Lease) and self._lock.lost
+
+    def check(self) -> None:
+        """Make sure that the folder is still ours.
+
+        Raises:
+            DataError: If it is not. Nothing more may be written to it then.
+        """
+        if self.lost:
+            raise DataError(
+                f"Another run has taken over {self.store.uri}, since this one could not write to it for "
+                f"{TAKEOVER_S:g} s. This one has stopped; what it was asking counts as lost with the other."
+            )
+
     def read_json(self, key: str) -> dict[str, Any] | None:
         """A JSON object of the folder; None where there is none."""
         data = self.store.read(key)
@@ -143,6 +177,7 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Change some of what `run.json` says."""
+        self.check()
         head = self.read_json(RUN) or {}
         head |= values | {"updated": datetime.now(UTC).isoformat(timespec="seconds")}
         self.write_json(RUN, head)
@@ -160,14 +195,14 @@ class RunFolder:
         return self.store.keys(f"{RESULTS}{name}")
 
 
-def moved_aside(uri: str) -> str | None:
+def moved_aside(uri: str, say: Callable[[str], object] = lambda text: None) -> str | None:
     """Move a run out of the way; gives where it lies now, None where there was none.
 
     Raises:
         DataError: If a run works on it now.
     """
     store = open_store(uri)
-    with contextlib.closing(RunFolder(store, _locked(store, make=False))):
+    with contextlib.closing(RunFolder(store, _locked(store, say, make=False))):
         aside = store.move_aside()
     if aside is not None:
         open_store(aside).delete(LOCK)  # it went along
@@ -182,18 +217,30 @@ def taken(uri: str) -> DataError:
     )
 
 
-def _locked(store: Store, make: bool = True) -> _Lock | None:
-    """The lock of a local folder, held; the system frees it if this process dies.
+def _locked(store: Store, say: Callable[[str], object], make: bool = True) -> _Lock | Lease | None:
+    """The lock of a folder, held: in a bucket see `rtr_ray.lease`; locally the system frees it with us.
 
-    None where there is nothing to lock: in a bucket, where the cluster sees to it (a ledger has the
-    folder's name there), in a folder that is not there or cannot be written to (the first write
-    says so), and on a file system without locks.
+    None where there is nothing to lock: in a local folder that is not there or cannot be written to
+    (the first write says so), on a file system without locks, and where there is nothing to be moved.
 
     Raises:
         DataError: If another run holds it.
+        StorageError: If the bucket cannot be written to.
     """
-    if not isinstance(store, LocalStore):
-        return None
+    if isinstance(store, Conditional):
+        if not make and store.tagged(RUN) is None:
+            return None
+        lease = Lease.take(
+            store,
+            LOCK,
+            lambda: say(
+                f"{store.uri} is locked by another machine's run: if it does not write there for "
+                f"{TAKEOVER_S:g} s, it has died and this one goes on."
+            ),
+        )
+        if lease is None:
+            raise taken(store.uri)
+        return lease
     path = Path(store.uri) / LOCK
     while True:
         try:

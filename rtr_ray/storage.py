@@ -208,6 +208,9 @@ class LocalStore:
         return str(aside)
 
 
+_CONFLICTS = ("PreconditionFailed", "ConditionalRequestConflict")
+
+
 @dataclass(frozen=True, slots=True)
 class S3Store:
     """A prefix in a bucket. Credentials, region and endpoint come from the usual AWS variables."""
@@ -237,20 +240,37 @@ class S3Store:
             try:
                 client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfNoneMatch="*")
             except client.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] in ("PreconditionFailed", "ConditionalRequestConflict"):
+                if error.response["Error"]["Code"] in _CONFLICTS:
+                    return False
+                raise
+        return True
+
+    def replace(self, key: str, data: bytes, tag: str) -> bool:
+        """One conditional PUT: only over the object that has the tag; tells whether it did."""
+        client = s3_client()
+        with _explained(f"write s3://{self._bucket}/{self._key(key)}"):
+            try:
+                client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, IfMatch=tag)
+            except client.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] in (*_CONFLICTS, "NoSuchKey"):
                     return False
                 raise
         return True
 
     def read(self, key: str) -> bytes | None:
         """One GET."""
+        found = self.tagged(key)
+        return None if found is None else found[0]
+
+    def tagged(self, key: str) -> tuple[bytes, str] | None:
+        """One GET: the object, and its entity tag."""
         client = s3_client()
         with _explained(f"read s3://{self._bucket}/{self._key(key)}"):
             try:
-                body: bytes = client.get_object(Bucket=self._bucket, Key=self._key(key))["Body"].read()
+                found = client.get_object(Bucket=self._bucket, Key=self._key(key))
+                return found["Body"].read(), found["ETag"]
             except client.exceptions.NoSuchKey:
                 return None
-        return body
 
     def keys(self, prefix: str = "") -> list[str]:
         """Paged; 1,000 keys a request."""

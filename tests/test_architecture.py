@@ -23,7 +23,7 @@ LONGEST_FILE = 450
 
 LAYERS = (
     {"errors"},
-    {"types", "schemas", "storage", "yaml_door", "sandbox"},
+    {"types", "schemas", "storage", "lease", "yaml_door", "sandbox"},
     {"strategies", "pool", "answers", "registry", "run_folder", "held_out"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}

@@ -219,8 +219,9 @@ class Answering:
         return self.screen.stage("stop") if self.guard is not None else contextlib.nullcontext()
 
     def _release(self) -> None:
+        self.folder.tell(None)
         if self.ledger is not None:
-            release(self.ledger)
+            release(self.ledger, ours=not self.folder.lost)
             self.ledger = None
 
     def answer(self, feed: Feed, expected_tokens: float | None = None) -> Snapshot:
@@ -243,6 +244,7 @@ class Answering:
         # rows that a smaller budget skipped are tried again
         rows = {status: count for status, count in tally.rows.items() if status != "skipped_budget"}
         ray.get(self.ledger.resume.remote(tally.accounts, rows))
+        self.folder.tell(self.ledger.hold.remote)
         before, began_s = self._tokens(tally.accounts), time.monotonic()
         if len(self.groups) == 1:
             self._answer_group(self.groups[0], feed, expected_tokens)
@@ -322,6 +324,7 @@ class Answering:
 
     def _step(self, group: Sequence[Deployment], crews: dict[str, Crew], feed: Feed) -> bool:
         """Hand out what there is to do; tells whether all is done."""
+        self.folder.check()
         try:
             ended = [one for crew in crews.values() for one in crew.finished()]
         except RayError as error:

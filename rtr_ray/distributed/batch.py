@@ -104,7 +104,7 @@ def opened(job: Job, screen: Screen, fresh: bool) -> Iterator[RunFolder]:
     for name, reason in job.corpus.unreadable.items():
         screen.say(f"Set aside, since it cannot be read: {name} ({reason})", "yellow")
     folder, aside = RunFolder.open(
-        file.output, job.fingerprints, yaml.safe_dump(json.loads(file.model_dump_json())), fresh
+        file.output, job.fingerprints, yaml.safe_dump(json.loads(file.model_dump_json())), fresh, screen.say
     )
     if aside is not None:
         screen.say(f"The older run was moved to {aside}.")
@@ -142,7 +142,7 @@ def recorded_ending(folder: RunFolder) -> Iterator[None]:
                 "is kept; the same command goes on."
             )
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-        with suppress(StorageError):  # which may be what went wrong
+        with suppress(StorageError, DataError):  # which may be what went wrong; or it is ours no longer
             folder.update(status=status, error=str(error)[:500] or type(error).__name__)
         if error is raised:
             raise

@@ -66,6 +66,7 @@ def collect(work: Collection, screen: Screen, fresh: bool = False) -> dict[str, 
         {"queries": work.corpus.fingerprint},
         yaml.safe_dump(json.loads(file.model_dump_json())),
         fresh,
+        screen.say,
     )
     if aside is not None:
         screen.say(f"What was collected before was moved to {aside}.")

@@ -76,7 +76,7 @@ def run_unrouted(
         _check_places(work)
     file = work.file
     folder, _ = RunFolder.open(
-        work.uri, work.fingerprints, yaml.safe_dump(json.loads(file.model_dump_json()))
+        work.uri, work.fingerprints, yaml.safe_dump(json.loads(file.model_dump_json())), say=screen.say
     )
     encoders = encoders_of(file.encoder)
     cluster = connected(file.cluster.address, side_by_side(work.pool, encoders))
@@ -106,14 +106,14 @@ def _check_places(work: Labelling) -> None:
 
 def _move_aside(work: Labelling, screen: Screen) -> None:
     for uri in (work.uri, work.file.output, work.router):
-        aside = moved_aside(uri)
+        aside = moved_aside(uri, screen.say)
         if aside is not None:
             screen.say(f"What lay in {uri} was moved to {aside}.")
 
 
 @contextmanager
 def _alone(folder: RunFolder) -> Iterator[None]:
-    """Nobody else on this cluster labels into the folder: a bucket has no lock of its own."""
+    """Nobody else on this cluster labels into the folder: not every file system has locks."""
     actor = claim(folder.store.uri, None)
     try:
         yield

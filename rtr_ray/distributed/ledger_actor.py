@@ -59,6 +59,7 @@ class SharedLedger:
         self._step_usd = ZERO if budget_usd is None else budget_usd / _STEP
         self._covered_usd = ZERO  # by the record that is durable
         self._saved_s = float("-inf")
+        self._valid_until_s = float("inf")  # by the monotonic clock
         self._resumed = self._closed = False
         self._rows: Counter[str] = Counter()
         self._counted: dict[str, Counter[str]] = {}  # plan part -> its rows in `_rows`
@@ -83,6 +84,18 @@ class SharedLedger:
             self._sent_again = record.sent_again + record.in_flight
             self._covered_usd = record.committed_usd
         self._resumed = True
+
+    def hold(self, valid_s: float) -> None:
+        """The folder is certainly ours for so long: after that nothing is granted, until told again.
+
+        Where the driver stands still, another one may take the folder over, and its ledger spends
+        the same budget.
+        """
+        self._valid_until_s = time.monotonic() + valid_s
+
+    @property
+    def _is_ours(self) -> bool:
+        return time.monotonic() < self._valid_until_s
 
     def begin(self, owner: str, durable: Durable) -> int:
         """A worker takes up a plan part; gives the number of the taking.
@@ -114,6 +127,8 @@ class SharedLedger:
             LedgerError: If the run has ended, or a request is reserved already; nothing is granted then.
         """
         self._refuse_if_closed()
+        if not self._is_ours:
+            return [Grant.WAIT] * len(reservations)
         mine, ledger = self._owners[owner], self._ledger
         before = ledger.reserved_usd
         grants: list[Grant] = []
@@ -139,6 +154,8 @@ class SharedLedger:
             LedgerError: If the run has ended.
         """
         self._refuse_if_closed()
+        if not self._is_ours:
+            return Grant.WAIT
         before = self._ledger.reserved_usd
         grant = self._ledger.extend(key, call, usd, least_usd)
         more = self._ledger.reserved_usd - before
@@ -234,7 +251,7 @@ class SharedLedger:
 
     def _save_now_and_then(self) -> None:
         """Draw the record in. No harm if that fails: the older one covers more."""
-        if time.monotonic() - self._saved_s < _SAVE_S:
+        if time.monotonic() - self._saved_s < _SAVE_S or not self._is_ours:
             return
         more = ZERO if self._closed else self._ahead_usd()
         try:
@@ -279,10 +296,11 @@ def claim(output: str, budget_usd: Decimal | None, patience_s: float = _PATIENCE
             time.sleep(0.25)
 
 
-def release(actor: Any) -> None:
-    """End a ledger, with its last record written; whatever state it is in."""
+def release(actor: Any, ours: bool = True) -> None:
+    """End a ledger, with its last record written if the folder is ours; whatever state it is in."""
     with contextlib.suppress(Exception):
-        ray.get(actor.close.remote(), timeout=_CLOSE_S)
+        if ours:
+            ray.get(actor.close.remote(), timeout=_CLOSE_S)
     with contextlib.suppress(Exception):
         ray.kill(actor)
 
