@@ -13,6 +13,7 @@ import yaml
 from rtr_ray.corpus import QUERY_ID
 from rtr_ray.errors import DataError
 from rtr_ray.parts import routing_table
+from rtr_ray.policies.limits import FittedLimits
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import CONFIG, RESULTS, TABLES, RunFolder
 from rtr_ray.storage import Store, read_table
@@ -43,6 +44,7 @@ class Explanation:
     runner_up: str | None
     version: int | None
     dual_price: float | None  # accuracy per dollar
+    limits: tuple[str, ...]  # beside the budget, that bound when the row was planned
     options: tuple[Option, ...]  # the cheapest first
     result: dict[str, Any]
 
@@ -59,6 +61,11 @@ class Explanation:
             said.append(f"Without it, {self.runner_up} would have been.")
         if self.dual_price is not None:
             said += self._money(here, self.dual_price)
+        if self.limits:
+            said.append(
+                f"The plan was also bound by {', '.join(self.limits)}: that, and not money, may be what kept "
+                "the row from another candidate."
+            )
         return said
 
     def _money(self, here: Option, price: float) -> list[str]:
@@ -118,7 +125,9 @@ def explain(folder: RunFolder, query_id: str, pool: Pool) -> Explanation:
     if result is None:
         raise DataError(f"The run {folder.store.uri} has not come to the row '{query_id}' yet.")
     number = result["plan_version"]
-    table = part if number is None else saved(folder)[number].corrections.apply(part, pool)
+    version = None if number is None else saved(folder)[number]
+    table = part if version is None else version.corrections.apply(part, pool)
+    binding = version.policy.binding if version and isinstance(version.policy, FittedLimits) else ()
     chosen = None
     if result["model"] is not None:
         chosen = Candidate(result["model"], result["strategy"], result["samples"])
@@ -129,6 +138,7 @@ def explain(folder: RunFolder, query_id: str, pool: Pool) -> Explanation:
         result["runner_up"],
         number,
         result["dual_price"],
+        tuple(name for name in binding if name != "budget_usd"),
         _options(table),
         result,
     )

@@ -13,7 +13,7 @@ from rtr_ray.corpus import Columns, Corpus, Split
 from rtr_ray.errors import ConfigError
 from rtr_ray.labels import Labels
 from rtr_ray.policies import KNOWN
-from rtr_ray.policies.base import Budgeted, Policy
+from rtr_ray.policies.base import Budgeted, Grounded, Policy
 from rtr_ray.pool import Pool, fingerprint
 from rtr_ray.reading import open_corpus
 from rtr_ray.router import RouterFolder
@@ -45,7 +45,7 @@ class Job:
         check_output(file.output)
         router_keys = file.router_keys
         pool = load_pool(file.pool)
-        policy = _policy(file)
+        policy = _policy(file, pool)
         grader = build_grader(file.grader)
         if isinstance(grader, grading.Reference | grading.Judge):
             raise ConfigError(
@@ -78,17 +78,21 @@ class Job:
         }
 
 
-def _policy(file: JobFile) -> Policy:
-    """The policy, with the budget that it has to keep to."""
+def _policy(file: JobFile, pool: Pool) -> Policy:
+    """The policy for a pool, with the budget that it has to keep to."""
     policy: Policy = registry.build(file.policy_spec, KNOWN, "policy")
+    if isinstance(policy, Grounded):
+        policy = policy.on(pool)
     if not (isinstance(policy, Budgeted) and policy.divides_usd):
         return policy
-    if file.budget_usd is None:
+    if file.budget_usd is not None:
+        return policy.within(float(file.budget_usd), refuse=True)
+    if policy.needs_usd:
         raise ConfigError(
             f"The policy '{file.policy_spec['kind']}' divides a budget, and the job has none. Give it a "
             "budget_usd (or --budget-usd), which also is the most that the run may spend."
         )
-    return policy.within(float(file.budget_usd), refuse=True)
+    return policy
 
 
 def check_output(output: str) -> None:

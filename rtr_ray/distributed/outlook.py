@@ -17,14 +17,17 @@ from rtr_ray.held_out import Sketch
 from rtr_ray.job import Job
 from rtr_ray.makespan import makespan
 from rtr_ray.parts import Expected, Version
-from rtr_ray.policies.base import merged
+from rtr_ray.policies.base import Policy, merged
+from rtr_ray.policies.base import Sketch as PolicySketch
 from rtr_ray.policies.budget import Budget, extremes
+from rtr_ray.policies.limits import Limits
 from rtr_ray.run_folder import RESULTS, RunFolder
 from rtr_ray.slices import Slice
 from rtr_ray.storage import read_table
 from rtr_ray.types import Candidate
 
 _CURVE_POINTS = 8
+_OVER = 1.01  # of a budget: what the sample that limits are solved on may be off by
 _SAMPLED = 6  # slices whose mix stands for that of the corpus, where other budgets are looked at
 _PILOT = (
     "model",
@@ -77,25 +80,28 @@ class Outlook:
 
     def _curve(self, pilot: Pilot | None) -> list[dict[str, Any]]:
         """What budgets from the cheapest plan to the dearest useful one would buy."""
-        recipe = self.job.policy if isinstance(self.job.policy, Budget) else Budget()
-        uri, pool = self.folder.store.uri, self.job.pool
-        sketches = ray.get(sketching(uri, self.slices, pool, recipe, Corrections()))
-        sketch = merged(recipe, (one for one in sketches if one is not None))
-        if sketch is None or not sketch["routed"]:
+        policy, uri, pool = self.job.policy, self.folder.store.uri, self.job.pool
+        free = policy if isinstance(policy, Budget) else Budget()
+        recipe = policy if isinstance(policy, Limits) else free
+        whole_sketch = self._sketch(free)
+        if whole_sketch is None or not whole_sketch["routed"]:
             return []
-        least, most = extremes(sketch)
+        sketch = whole_sketch if recipe is free else self._sketch(recipe)
+        least, most = extremes(whole_sketch)
         budgets = sorted({*spread(least.cost, most.cost), *([self.budget_usd] if self.budget_usd else [])})
         points = []
         for budget in budgets:
             if budget < least.cost:
                 continue
             fitted = recipe.within(budget).freeze(sketch)
+            if fitted.cost is None or fitted.cost > _OVER * budget:  # other limits leave no such plan
+                continue
             sample = self.slices[:: max(1, len(self.slices) // _SAMPLED)]
             mix: dict[Candidate, Expected] = {}
             for one in ray.get(looking_ahead(uri, sample, pool, Version(fitted))):
                 for candidate, sums in (one.expected or {}).items():
                     mix[candidate] = mix.get(candidate, Expected()) + sums
-            whole = scaled(mix, fitted.routed, fitted.cost or 0.0, (fitted.accuracy or 0.0) * fitted.routed)
+            whole = scaled(mix, fitted.routed, fitted.cost, (fitted.accuracy or 0.0) * fitted.routed)
             small_pilot = pilot if pilot is None or len(pilot.candidates) <= fitted.routed else None
             found = self._forecast(whole, Version(fitted), small_pilot)
             points.append(
@@ -109,6 +115,10 @@ class Outlook:
                 }
             )
         return points
+
+    def _sketch(self, recipe: Policy) -> PolicySketch | None:
+        tasks = sketching(self.folder.store.uri, self.slices, self.job.pool, recipe, Corrections())
+        return merged(recipe, (one for one in ray.get(tasks) if one is not None))
 
 
 def scaled(

@@ -161,8 +161,10 @@ class Steering:
         self, policy: Policy, sketches: Iterable[Sketch | None], left_usd: float, corrections: Corrections
     ) -> None:
         assert isinstance(policy, Budgeted)
-        recipe = policy.within(left_usd)
-        fitted = recipe.freeze(merged(recipe, (one for one in sketches if one is not None)))
+        sketch = merged(self.policy, (one for one in sketches if one is not None))
+        rows = sketch["rows"] if sketch else 0
+        part = min(rows / self.rows_total, 1.0) if rows and self.rows_total else 1.0
+        fitted = policy.within(left_usd, part=part).freeze(sketch)
         self.version = Version(fitted, self.version.number + 1, corrections, price_of(fitted))
         self._corrections[self.version.number] = corrections
         save(self.folder, self.version, left_usd)

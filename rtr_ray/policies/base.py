@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
+from rtr_ray.pool import Pool
 from rtr_ray.types import FloatArray, IntArray, Plan, RoutingTable
 
 Sketch = Mapping[str, Any]  # JSON
@@ -58,14 +59,30 @@ class Budgeted(Protocol):
         """Whether it is dollars that this one divides."""
         ...
 
-    def within(self, budget_usd: float, refuse: bool = False) -> Policy:
+    @property
+    def needs_usd(self) -> bool:
+        """Whether it can do nothing without an amount."""
+        ...
+
+    def within(self, budget_usd: float, refuse: bool = False, part: float = 1.0) -> Policy:
         """The same recipe for an amount.
 
         Args:
             budget_usd: What the rows may be expected to cost together.
             refuse: What `freeze` does where even the cheapest plan costs more: refuse, or give every
                 row its cheapest candidate.
+            part: Of all rows, those that it is for: what else it divides among all rows, these get so
+                much of.
         """
+        ...
+
+
+@runtime_checkable
+class Grounded(Protocol):
+    """A policy that must know the pool: its speeds, say."""
+
+    def on(self, pool: Pool) -> Policy:
+        """The same recipe for a pool."""
         ...
 
 

@@ -83,8 +83,13 @@ class Budget:
         """Whether it is dollars that are divided among the rows."""
         return self.unit == "usd" and self.min_accuracy is None
 
-    def within(self, budget_usd: float, refuse: bool = False) -> Budget:
-        """The same recipe for an amount of dollars; see `base.Budgeted`."""
+    @property
+    def needs_usd(self) -> bool:
+        """Whether there is nothing to divide without the job's dollars."""
+        return self.divides_usd
+
+    def within(self, budget_usd: float, refuse: bool = False, part: float = 1.0) -> Budget:
+        """The same recipe for an amount of dollars, which is all that it divides; see `base.Budgeted`."""
         short: Literal["refuse", "cheapest"] = "refuse" if refuse else "cheapest"
         return replace(self, budget_usd=max(budget_usd, _LEAST_USD), when_short=short)
 

@@ -101,13 +101,18 @@ def lower_edge(number: int) -> float:
 
 
 def share_hash(query_ids: Sequence[str]) -> IntArray:
-    """(Q,) HASH_BITS bits of each id, the same on every machine, independent of `stable_hash`.
+    """(Q,) the first HASH_BITS bits of `id_hash`."""
+    return (id_hash(query_ids) >> np.uint64(64 - HASH_BITS)).astype(np.int64)
+
+
+def id_hash(query_ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """(Q,) 64 bits of each id, the same on every machine, independent of `stable_hash`.
 
     Each character at its position stands for 64 random bits, whose sum is mixed once more: all
     in numpy, since ten million calls of a hash function would take longer than the solving.
     """
     if len(query_ids) > _BLOCK:
-        parts = [share_hash(query_ids[i : i + _BLOCK]) for i in range(0, len(query_ids), _BLOCK)]
+        parts = [id_hash(query_ids[i : i + _BLOCK]) for i in range(0, len(query_ids), _BLOCK)]
         return np.concatenate(parts)
     ends_Q = np.cumsum(np.fromiter(map(len, query_ids), np.int64, len(query_ids)))
     length_Q = np.diff(ends_Q, prepend=0)
@@ -116,13 +121,12 @@ def share_hash(query_ids: Sequence[str]) -> IntArray:
     code = text.encode() if ascii_ else text.encode("utf-32-le", "surrogatepass")
     letters = np.frombuffer(code, np.uint8 if ascii_ else np.uint32).astype(np.uint64)
     position = np.arange(len(letters)) - np.repeat(ends_Q - length_Q, length_Q)
-    mixed = _mixed(letters + (position.astype(np.uint64) << np.uint64(21)))
+    mixed = mix(letters + (position.astype(np.uint64) << np.uint64(21)))
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(mixed, dtype=np.uint64)])
-    hash_Q = _mixed(sums[ends_Q] - sums[ends_Q - length_Q] + length_Q.astype(np.uint64))
-    return (hash_Q >> np.uint64(64 - HASH_BITS)).astype(np.int64)
+    return mix(sums[ends_Q] - sums[ends_Q - length_Q] + length_Q.astype(np.uint64))
 
 
-def _mixed(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def mix(value: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """SplitMix64 (Steele, Lea, Flood 2014): every bit of the output depends on every bit of the input."""
     value = value * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xB0D9E7)
     value ^= value >> np.uint64(30)

@@ -25,6 +25,11 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"min_accuracy": 0.2},
     ],
     "fixed": [{"candidate": "m1:s0"}],
+    "limits": [
+        {"shares": {"m0": [0, 0.4]}, "budget_usd": 0.2, "when_short": "cheapest"},
+        {"shares": {"m1:s0": [0.2, 1]}, "when_short": "cheapest", "max_row_usd": 0.005},
+        {"gpu_budget_usd": 5.0, "lanes": {"a": {"candidates": ["m0:s0"], "usd_per_token": 0.001}}},
+    ],
     "score": [{"lam": 0.0}, {"lam": 0.4}, {"lam": 1.0}, {"lam": 0.5, "normaliser_usd": 0.01}],
 }
 REFUSED: dict[str, list[dict[str, Any]]] = {
@@ -37,6 +42,18 @@ REFUSED: dict[str, list[dict[str, Any]]] = {
         *({"budget_usd": 1.0, "max_row_usd": amount} for amount in (0.0, float("nan"))),
         {"budget_usd": 1.0, "when_short": "guess"},
         {"min_accuracy": 0.5, "when_short": "cheapest"},
+    ],
+    "limits": [
+        {},
+        {"budget_usd": 1.0},
+        *(
+            {"shares": {"m0": bounds}}
+            for bounds in ([0.5], [0.6, 0.5], [-0.1, 1], [0, 1.1], [0, float("nan")])
+        ),
+        *({"deadline_s": amount} for amount in (0.0, -1.0, float("nan"), "soon")),
+        {"gpu_budget_usd": float("inf")},
+        {"deadline_s": 5.0, "when_short": "guess"},
+        {"deadline_s": 5.0, "part": 0.0},
     ],
     "fixed": [{"candidate": "nobody"}, {"candidate": "m0:"}],
     "score": [{"lam": -0.1}, {"lam": 1.1}, {"lam": float("nan")}, {"lam": 0.5, "normaliser_usd": 0.0}],

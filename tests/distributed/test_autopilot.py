@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from rtr_ray.config import load_pool
 from rtr_ray.errors import BudgetError, ConfigError
+from rtr_ray.explanation import explain
+from rtr_ray.run_folder import RunFolder
 from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate
 from tests.distributed.conftest import Cluster
@@ -69,6 +72,24 @@ def test_without_autopilot_the_same_run_ends_with_rows_that_nobody_could_pay(ben
     assert metered_usd(bench) == Decimal(found["cost_usd"]["spent"]) <= Decimal("0.04")
     assert found["rows"]["skipped_budget"] > 100
     assert found["status"] == "budget_exhausted"
+
+
+def test_a_share_of_the_rows_and_a_budget_hold_together_and_are_explained(bench: Workbench) -> None:
+    bench.router(tokens=10.0)
+    bench.corpus(1500)
+    limits = {"policy": {"kind": "limits", "shares": {"strong": [0, 0.2]}}, "grader": None}
+    with bench.serving():
+        found = bench.run(budget_usd="0.02", **limits)
+    spent = Decimal(found["cost_usd"]["spent"])
+    assert spent == money(bench.results()) == metered_usd(bench) <= Decimal("0.02")
+    rows = bench.results().to_pylist()
+    assert found["rows"]["answered"] == len(rows) == 1500
+    strong = sum(row["model"] == "strong" for row in rows) / len(rows)
+    assert 0.17 <= strong <= 0.22
+    row = next(row for row in rows if row["model"] == "weak")
+    pool = load_pool(str(bench.folder / "pool.yaml"))
+    said = explain(RunFolder(open_store(str(bench.output))), row["query_id"], pool).words()
+    assert "the share of strong" in said[-1]
 
 
 def test_more_money_than_helps_is_not_spent(bench: Workbench) -> None:
