@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rtr_ray.ledger import Account
 from rtr_ray.types import Candidate
@@ -23,9 +24,10 @@ COLUMNS = (
     "output_tokens",
     "cost_usd",
     "correct",
-    "attempts",
+    "finish_reason",
 )
 """What must be read of a results part."""
+_TOKENS = ("input_tokens", "cached_input_tokens", "output_tokens")
 
 
 @dataclass(slots=True)
@@ -56,29 +58,28 @@ class Tally:
     settled: Counter[Candidate] = field(default_factory=Counter)  # answered or failed for good
     grades: dict[Candidate, Grades] = field(default_factory=dict)
     unpriced: int = 0  # answered rows whose usage nobody knows
+    cut: int = 0  # answered rows whose answer ends where the budget did
 
     @classmethod
     def of(cls, results: pa.Table) -> Tally:
         """The tally of a results part, of which `COLUMNS` were read."""
         tally = cls()
-        for row in results.select(list(COLUMNS)).to_pylist():
-            tally.rows[row["status"]] += 1
-            if row["model"] is None:
-                continue
-            candidate = Candidate(row["model"], row["strategy"], row["samples"])
-            if row["cost_usd"] is not None:
-                account = tally.accounts.setdefault(candidate, Account())
-                account.rows += 1
-                account.input_tokens += row["input_tokens"]
-                account.cached_input_tokens += row["cached_input_tokens"] or 0
-                account.output_tokens += row["output_tokens"]
-                account.cost_usd += row["cost_usd"]
-            tally.settled[candidate] += row["status"] != "skipped_budget"
-            if row["status"] == "answered":
-                tally.answered[candidate] += 1
-                tally.unpriced += row["cost_usd"] is None
-            if row["correct"] is not None:
-                tally.grades.setdefault(candidate, Grades()).add(Grades(1, row["correct"]))
+        for count in pc.value_counts(results["status"].combine_chunks()):
+            tally.rows[count["values"].as_py()] += count["counts"].as_py()
+        for group in _groups(results):
+            candidate = Candidate(group["model"], group["strategy"], group["samples"])
+            if group["priced_sum"]:
+                amounts = (group[f"{name}_sum"] for name in (*_TOKENS, "cost_usd"))
+                tally.accounts.setdefault(candidate, Account()).merge(Account(group["priced_sum"], *amounts))
+            if group["status"] != "skipped_budget":
+                tally.settled[candidate] += group["count_all"]
+            if group["status"] == "answered":
+                tally.answered[candidate] += group["count_all"]
+                tally.unpriced += group["count_all"] - group["priced_sum"]
+                tally.cut += group["cut_sum"]
+            if group["correct_count"]:
+                grades = Grades(group["correct_count"], group["correct_sum"])
+                tally.grades.setdefault(candidate, Grades()).add(grades)
         return tally
 
     def add(self, other: Tally) -> None:
@@ -87,6 +88,7 @@ class Tally:
         self.answered.update(other.answered)
         self.settled.update(other.settled)
         self.unpriced += other.unpriced
+        self.cut += other.cut
         for candidate, account in other.accounts.items():
             self.accounts.setdefault(candidate, Account()).merge(account)
         for candidate, grades in other.grades.items():
@@ -104,6 +106,22 @@ class Tally:
         for grades in self.grades.values():
             total.add(grades)
         return total.accuracy
+
+
+def _groups(results: pa.Table) -> list[dict[str, Any]]:
+    """Counts and sums by candidate and status, of rows that have a candidate."""
+    rows = results.select(list(COLUMNS)).filter(pc.is_valid(results["model"]))
+    priced = pc.is_valid(rows["cost_usd"])
+    cut = pc.fill_null(pc.equal(rows["finish_reason"], "budget"), False)
+    columns = {name: rows[name] for name in ("model", "strategy", "samples", "status", "correct")}
+    columns |= {name: pc.if_else(priced, pc.fill_null(rows[name], 0), 0) for name in _TOKENS}
+    columns |= {"cost_usd": rows["cost_usd"], "priced": priced.cast("int64"), "cut": cut.cast("int64")}
+    sums = [(name, "sum") for name in (*_TOKENS, "cost_usd", "priced", "cut", "correct")]
+    grouped = pa.table(columns).group_by(["model", "strategy", "samples", "status"])
+    found: list[dict[str, Any]] = grouped.aggregate(
+        [*sums, ("correct", "count"), ([], "count_all")]
+    ).to_pylist()
+    return found
 
 
 def summed(tallies: Iterable[Tally]) -> Tally:
@@ -131,9 +149,9 @@ def summary(
             "total": total_rows,
             **{name: tally.rows[name] for name in ("answered", "failed", "skipped_budget")},
         },
+        "cut_by_budget": tally.cut,
         "usage": {
-            name: sum(getattr(account, name) for account in tally.accounts.values())
-            for name in ("input_tokens", "cached_input_tokens", "output_tokens")
+            name: sum(getattr(account, name) for account in tally.accounts.values()) for name in _TOKENS
         },
         "cost_usd": {
             "spent": plain(tally.cost_usd),

@@ -25,9 +25,11 @@ def row(
     tokens: tuple[int, int, int] | None = (10, 4, 5),
     cost: str | None = "0.00003",
     correct: float | None = None,
+    finish: str | None = "stop",
 ) -> dict[str, Any]:
     found: dict[str, Any] = dict.fromkeys(RESULTS.names)
     found |= {"query_id": "q", "status": status, "correct": correct, "attempts": 1}
+    found["finish_reason"] = finish
     if candidate is not None:
         found |= {"model": candidate.model, "strategy": candidate.strategy, "samples": candidate.samples}
     if tokens is not None:
@@ -41,7 +43,7 @@ def table(*rows: dict[str, Any]) -> pa.Table:
 
 ROWS = (
     row(correct=1.0),
-    row(correct=0.0, cost="0.00001", tokens=(7, 0, 2)),
+    row(correct=0.0, cost="0.00001", tokens=(7, 0, 2), finish="budget"),
     row(LARGE, correct=1.0, cost="0.5", tokens=(100, 0, 1000)),
     row(SMALL, "failed", cost="0.000000000001", tokens=(3, 0, 0)),
     row(SMALL, "failed", tokens=None, cost=None),
@@ -128,6 +130,7 @@ def test_the_summary_is_as_promised():
         "schema_version": 1,
         "status": "completed",
         "rows": {"total": 8, "answered": 4, "failed": 3, "skipped_budget": 1},
+        "cut_by_budget": 1,
         "usage": {"input_tokens": 120, "cached_input_tokens": 4, "output_tokens": 1007},
         "cost_usd": {"spent": "0.500040000001", "budget": "2.5", "forecast": 0.75},
         "accuracy": pytest.approx(2 / 3),

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _MINUTE_S = 60.0
+_MOST_S = 3600.0  # of a Retry-After
 
 
 @dataclass(slots=True, eq=False)
@@ -66,16 +67,20 @@ class Pace:
 
 
 def retry_after_s(headers: Mapping[str, str], now: datetime | None = None) -> float | None:
-    """The seconds that a Retry-After header asks for, as a number or a date; None without one."""
+    """The seconds that a Retry-After header asks for, as a number or a date; None without one.
+
+    At most an hour: who says "tomorrow" is asked before, so that a run notices if it is over sooner.
+    """
     value = headers.get("retry-after")
     if value is None:
         return None
     try:
         seconds = float(value)
-        return max(seconds, 0.0) if math.isfinite(seconds) else None
+        return min(max(seconds, 0.0), _MOST_S) if math.isfinite(seconds) else None
     except ValueError:
         pass
     try:
-        return max((parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds(), 0.0)
+        seconds = (parsedate_to_datetime(value) - (now or datetime.now(UTC))).total_seconds()
+        return min(max(seconds, 0.0), _MOST_S)
     except (TypeError, ValueError):
         return None
