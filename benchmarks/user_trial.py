@@ -105,7 +105,7 @@ class Trial:
                     "accelerator": "cpu",
                     "num_cpus": 0.1,
                     "context_tokens": 16_384,
-                    "max_in_flight": 16,
+                    "max_in_flight": 64,
                     "prices": {
                         "input_usd_per_mtok": float(before),
                         "output_usd_per_mtok": float(behind),
@@ -180,8 +180,7 @@ class Trial:
             "output": f"s3://{BUCKET}/run",
             "grader": "exact",
             "encoder": {"actors": 1, "num_cpus": 0.5},
-            # engines that answer in milliseconds need few at a time; a kill locks up the worst case of each
-            "dispatch": {"chunk": 16, "commit_s": 0.5},
+            "dispatch": {"commit_s": 0.5},
             "cluster": {"serve_app": PREFIX},
         }
         path = self.folder / "job.yaml"
