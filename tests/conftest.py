@@ -38,10 +38,8 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     yield
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the slow ones out, unless they are asked for: all tests together have to end in time."""
-    if "slow" in config.option.markexpr:
-        return
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever stands on the session's cluster or on engines runs in one process, the rest beside it."""
     for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason='slow: make test ARGS="-m slow"'))
+        if "ray" in item.keywords or "vllm" in item.keywords:
+            item.add_marker(pytest.mark.xdist_group("cluster"))

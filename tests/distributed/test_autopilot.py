@@ -63,7 +63,6 @@ def test_a_budget_is_spent_and_not_exceeded_though_answers_are_longer_than_belie
     assert all(row["dual_price"] > 0 for row in dear)
 
 
-@pytest.mark.slow
 def test_without_autopilot_the_same_run_ends_with_rows_that_nobody_could_pay(bench: Workbench) -> None:
     bench.router(tokens=10.0)
     bench.corpus(3000)
@@ -111,7 +110,6 @@ def test_a_budget_below_the_cheapest_plan_is_refused_and_the_minimum_named(bench
     assert metered(bench.meter) == []
 
 
-@pytest.mark.slow
 def test_a_larger_budget_answers_what_a_smaller_one_left(bench: Workbench) -> None:
     bench.router(tokens=10.0)
     bench.corpus(1500)

@@ -96,7 +96,6 @@ def test_one_command_labels_trains_and_answers_and_all_dollars_add_up(bench: Wor
     assert found["accuracy"] > 0.7
 
 
-@pytest.mark.slow
 def test_where_routing_does_not_pay_the_best_fixed_mix_is_used_and_a_judge_is_paid_from_the_budget(
     bench: Workbench,
 ) -> None:

@@ -70,7 +70,6 @@ def test_a_driver_that_is_killed_under_a_binding_budget_loses_and_doubles_nothin
     assert found.calls_in_flight > 0
 
 
-@pytest.mark.slow
 def test_a_bucket_that_fails_every_second_request_for_a_while_loses_and_doubles_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +104,6 @@ def test_a_ledger_that_drops_every_tenth_settlement_is_found_out(site: Site) -> 
     assert "ledger" in found.said[0]
 
 
-@pytest.mark.slow
 def test_a_wrong_price_and_a_blind_ledger_are_found_out_by_the_meter(site: Site) -> None:
     found = broken(site, "misprice,generous", budget_share=0.6)
     assert found.completed, "the run itself sees nothing: its books and its results agree"
