@@ -18,7 +18,9 @@ from rtr_ray.errors import LedgerError, StorageError
 from rtr_ray.types import Candidate, Usage
 
 ZERO = Decimal(0)
-PLENTY = Decimal("0.25")  # of what is left: as long as less is reserved, nobody has to do with less
+# Of what is left: as long as less is reserved, nobody has to do with less than a worst case. No more, since
+# what is reserved when a worker dies counts as spent.
+PLENTY = Decimal("0.01")
 HEADROOM = Decimal("0.1")  # of what is left: kept from new calls, for those that must be extended
 
 
