@@ -95,10 +95,17 @@ def read_metadata(store: Store, key: str) -> pq.FileMetaData:
 def _whole(store: Store, key: str) -> Iterator[None]:
     try:
         yield
+    except StorageError:
+        raise
     except pa.ArrowInvalid as error:
         raise StorageError(
             f"{store.uri}/{key} is damaged ({str(error).splitlines()[0][:150].rstrip('. ')}). Restore it; or "
             "remove it, and what was in it is done again, and paid for again if it was answers."
+        ) from error
+    except OSError as error:  # in the middle of reading, from a bucket that is busy
+        raise StorageError(
+            f"Cannot read {store.uri}/{key}: {str(error).splitlines()[0][:300].rstrip('. ')}. The same "
+            "command goes on where this one stopped."
         ) from error
 
 

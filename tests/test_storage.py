@@ -368,3 +368,25 @@ def test_a_part_that_was_cut_in_the_middle_is_named_and_what_removing_it_means(t
     for read in (read_table, read_metadata):
         with pytest.raises(StorageError, match=r"results/part-1\.parquet is damaged .* paid for again"):
             read(store, "results/part-1.parquet")
+
+
+def test_a_bucket_that_gets_busy_in_the_middle_of_reading_is_told_in_a_sentence(tmp_path, monkeypatch):
+    class Busy:
+        closed = False
+
+        def size(self) -> int:
+            return 1000
+
+        def seek(self, *_: object) -> None: ...
+
+        def tell(self) -> int:
+            return 1000
+
+        def read(self, *_: object) -> bytes:
+            raise OSError("AWS Error SLOW_DOWN during GetObject operation: Please reduce your request rate.")
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr(LocalStore, "open", lambda *_: pa.PythonFile(Busy(), mode="r"))
+    with pytest.raises(StorageError, match=r"Cannot read .*/part: .*SLOW_DOWN.* goes on where"):
+        read_table(LocalStore(str(tmp_path)), "part")
