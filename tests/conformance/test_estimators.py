@@ -21,6 +21,7 @@ from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
 ROWS: dict[str, list[dict[str, Any]]] = {
     "prior": [{}],
     "knn": [{}, {"k": 1, "shrinkage": 0.0}, {"k": 10_000}],
+    "linear": [{}, {"penalty": 3.0}],
     "oracle": [{}],
     "rtr": [
         {"hidden": 16, "learned": 4, "max_epochs": 3},
@@ -30,6 +31,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
 REFUSED: dict[str, list[dict[str, Any]]] = {
     "prior": [{"k": 3}],
     "knn": [{"k": 0}, {"shrinkage": -1.0}],
+    "linear": [{"penalty": 0.0}, {"penalty": -1.0}],
     "oracle": [{"seed": 0}],
     "rtr": [{"hidden": 0}, {"learned": 0}, {"max_epochs": 0}, {"validation_share": 0.0}, {"patience": 0}],
 }

@@ -1,0 +1,1 @@
+"""How good is routing, on recorded outcomes alone: curves, measures, baselines, a verdict."""
