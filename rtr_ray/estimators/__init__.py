@@ -1,6 +1,7 @@
 """Estimators: recorded outcomes in, a predictor of routing tables out. One file each; `KNOWN` names them."""
 
 KNOWN = {
+    "auto": "rtr_ray.estimators.auto:Auto",
     "prior": "rtr_ray.estimators.prior:Prior",
     "knn": "rtr_ray.estimators.knn:KNN",
     "linear": "rtr_ray.estimators.linear:Linear",
@@ -10,6 +11,7 @@ KNOWN = {
 """kind -> where its class is, loaded only when asked for."""
 
 FITTED = {
+    "auto": "rtr_ray.estimators.auto:FittedAuto",
     "prior": "rtr_ray.estimators.prior:FittedPrior",
     "knn": "rtr_ray.estimators.knn:FittedKNN",
     "linear": "rtr_ray.estimators.linear:FittedLinear",

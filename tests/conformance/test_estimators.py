@@ -19,6 +19,7 @@ from rtr_ray.router import InputTokens, RouterFolder
 from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
 
 ROWS: dict[str, list[dict[str, Any]]] = {
+    "auto": [{}, {"members": [{"kind": "knn", "k": 5}, {"kind": "prior"}], "folds": 3}],
     "prior": [{}],
     "knn": [{}, {"k": 1, "shrinkage": 0.0}, {"k": 10_000}],
     "linear": [{}, {"penalty": 3.0}],
@@ -29,6 +30,7 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 REFUSED: dict[str, list[dict[str, Any]]] = {
+    "auto": [{"members": []}, {"folds": 1}, {"members": [{"kind": "nobody"}]}],
     "prior": [{"k": 3}],
     "knn": [{"k": 0}, {"shrinkage": -1.0}],
     "linear": [{"penalty": 0.0}, {"penalty": -1.0}],
