@@ -20,7 +20,7 @@ from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Estimator, Profiles, related
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.quality.measures import Yardstick
-from rtr_ray.quality.trial import Part, Trial, candidate_means
+from rtr_ray.quality.trial import Part, Trial
 from rtr_ray.types import BoolArray, FloatArray, IntArray, Outcomes
 
 TRAIN_SHARE = 0.7
@@ -214,7 +214,7 @@ class Evaluation:
             for part_name, scored in trial.routed(name, estimator).items():
                 routers.append({"part": part_name, **sticks[part_name].measured(scored)})
             self.told(name if seed is None else f"split {seed + 1}, {name}")
-        cost_C, accuracy_C = candidate_means(sticks["test"].fixed)
+        cost_C, accuracy_C = sticks["test"].cost[0], sticks["test"].accuracy[0]
         tokens_C = np.nanmean(parts["test"].outcomes.output_tokens, axis=0)
         return {
             "seed": seed,

@@ -8,16 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtr_ray.quality.curves import Curve
-from rtr_ray.quality.trial import (
-    LAMBDAS,
-    Part,
-    Scored,
-    candidate_means,
-    cost_range,
-    curve_of,
-    rounded,
-    static_curve,
-)
+from rtr_ray.quality.trial import LAMBDAS, Part, Scored, rounded
 from rtr_ray.types import FloatArray
 
 _BINS = 10  # of predicted accuracy, for the calibration error
@@ -26,27 +17,31 @@ TOLERANCES = (200, 600)  # tokens
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Yardstick:
-    """What all routers of a part are measured against."""
+    """What all routers of a part are measured against, on the queries as they are and in B resamples of them.
+
+    Rows 0 of all arrays belong to the queries as they are.
+    """
 
     part: Part
-    fixed: Scored
-    oracle: Scored
     best: int  # the best single candidate, chosen in training
-    weights: FloatArray  # (B, Q) how often each query is drawn in each resample
+    weights: FloatArray  # (1 + B, Q) how often each query counts
+    cost: FloatArray  # (1 + B, C) of each candidate
+    accuracy: FloatArray  # (1 + B, C)
+    oracle: tuple[Curve, ...]  # 1 + B
 
     @classmethod
     def of(cls, part: Part, fixed: Scored, oracle: Scored, best: int, resamples: int, seed: int) -> Yardstick:
         """With resamples of its own."""
         count = len(fixed.cost)
         draw = np.random.default_rng(seed)
-        weight_BQ = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
-        return cls(part, fixed, oracle, best, weight_BQ)
+        drawn_BQ = draw.multinomial(count, np.full(count, 1 / count), size=resamples).astype(np.float64)
+        weights = np.concatenate([np.ones((1, count)), drawn_BQ])
+        cost, accuracy = fixed.means(weights)
+        return cls(part, best, weights, cost, accuracy, _curves(oracle, weights, cost, accuracy))
 
     def anchors(self) -> dict[str, Any]:
         """The ways not to route, and the way that nobody can."""
-        cost_C, accuracy_C = candidate_means(self.fixed)
-        low, high = cost_range(self.fixed)
-        cheapest = int(np.nanargmin(cost_C))
+        cost_C, accuracy_C, oracle = self.cost[0], self.accuracy[0], self.oracle[0]
         names = [str(candidate) for candidate in self.part.outcomes.candidates]
 
         def single(column: int) -> dict[str, Any]:
@@ -56,15 +51,15 @@ class Yardstick:
                 "cost_usd": rounded(cost_C[column]),
             }
 
-        oracle = curve_of(self.oracle, self.fixed)
+        low, high = self._range(0)
         return {
             "best_single": single(self.best),
-            "cheapest": single(cheapest),
+            "cheapest": single(int(np.nanargmin(cost_C))),
             "random": {
                 "accuracy": rounded(np.nanmean(accuracy_C)),
                 "cost_usd": rounded(np.nanmean(cost_C)),
             },
-            "static_hull": {"aiq": static_curve(self.fixed).height(low, high)},
+            "static_hull": {"aiq": Curve.over(cost_C, accuracy_C).height(low, high)},
             "oracle": {
                 "aiq": oracle.height(low, high),
                 "accuracy": rounded(oracle.accuracy[-1]),
@@ -75,8 +70,8 @@ class Yardstick:
 
     def measured(self, scored: Scored) -> dict[str, Any]:
         """All figures of one router."""
-        found = self._figures(scored, None)
-        drawn = [self._figures(scored, weight_Q) for weight_Q in self.weights]
+        curves = _curves(scored, self.weights, self.cost, self.accuracy)
+        found, *drawn = (self._figures(number, curve) for number, curve in enumerate(curves))
 
         def interval(name: str) -> list[float | None]:
             values = np.array([np.nan if one[name] is None else one[name] for one in drawn], np.float64)
@@ -85,7 +80,7 @@ class Yardstick:
             low, high = np.nanquantile(values, [0.025, 0.975])
             return [float(low), float(high)]
 
-        cost_L, accuracy_L = scored.points()
+        (cost_L,), (accuracy_L,) = scored.means(self.weights[:1])
         return {
             "name": scored.name,
             **found,
@@ -99,13 +94,16 @@ class Yardstick:
             **({} if scored.estimate is None else self._predictions(scored)),
         }
 
-    def _figures(self, scored: Scored, weight_Q: FloatArray | None) -> dict[str, float | None]:
-        """Those that a bootstrap makes sense of."""
-        low, high = cost_range(self.fixed, weight_Q)
-        curve, static = curve_of(scored, self.fixed, weight_Q), static_curve(self.fixed, weight_Q)
-        oracle = curve_of(self.oracle, self.fixed, weight_Q).height(low, high)
-        aiq, hull = curve.height(low, high), static.height(low, high)
-        best_cost, best_accuracy = self._best(weight_Q)
+    def _range(self, number: int) -> tuple[float, float]:
+        return float(np.nanmin(self.cost[number])), float(np.nanmax(self.cost[number]))
+
+    def _figures(self, number: int, curve: Curve) -> dict[str, float | None]:
+        """Those that a bootstrap makes sense of, in one resample."""
+        low, high = self._range(number)
+        aiq, oracle = curve.height(low, high), self.oracle[number].height(low, high)
+        hull = Curve.over(self.cost[number], self.accuracy[number]).height(low, high)
+        best_cost = float(self.cost[number, self.best])
+        best_accuracy = float(self.accuracy[number, self.best])
         return {
             "aiq": aiq,
             "aiq_over_hull": aiq - hull,
@@ -116,16 +114,6 @@ class Yardstick:
             "cost_saved_at_best_single": _saved(curve, best_cost, best_accuracy),
             "cost_saved_within_1pt": _saved(curve, best_cost, best_accuracy - 0.01),
         }
-
-    def _best(self, weight_Q: FloatArray | None) -> tuple[float, float]:
-        known_Q = ~np.isnan(self.fixed.cost[:, self.best])
-        weight_Q = known_Q if weight_Q is None else weight_Q * known_Q
-        total = weight_Q.sum() or np.nan
-        cost_Q, accuracy_Q = self.fixed.cost[:, self.best], self.fixed.accuracy[:, self.best]
-        return (
-            float(weight_Q @ np.nan_to_num(cost_Q) / total),
-            float(weight_Q @ np.nan_to_num(accuracy_Q) / total),
-        )
 
     def _shares(self, scored: Scored) -> dict[str, list[float]]:
         """How many of the queries each candidate gets along the curve: does the router collapse?"""
@@ -166,6 +154,17 @@ class Yardstick:
             },
             "tokens": by_candidate,
         }
+
+
+def _curves(
+    scored: Scored, weight_BQ: FloatArray, cost_BC: FloatArray, accuracy_BC: FloatArray
+) -> tuple[Curve, ...]:
+    """In each resample the hull of a router's points and the cheapest candidate's: that can be had anyway."""
+    cost_BL, accuracy_BL = scored.means(weight_BQ)
+    cheapest_B = np.nanargmin(cost_BC, axis=1)[:, None]
+    cost_BL = np.concatenate([cost_BL, np.take_along_axis(cost_BC, cheapest_B, 1)], axis=1)
+    accuracy_BL = np.concatenate([accuracy_BL, np.take_along_axis(accuracy_BC, cheapest_B, 1)], axis=1)
+    return tuple(Curve.over(x, y) for x, y in zip(cost_BL, accuracy_BL, strict=True))
 
 
 def _saved(curve: Curve, cost: float, accuracy: float) -> float | None:

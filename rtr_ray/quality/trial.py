@@ -11,7 +11,6 @@ import numpy as np
 
 from rtr_ray.errors import DataError
 from rtr_ray.estimators.base import Estimator, Profiles
-from rtr_ray.quality.curves import Curve
 from rtr_ray.quality.scoring import PRICES, Costs, choices, chosen
 from rtr_ray.router import InputTokens
 from rtr_ray.types import BoolArray, Estimate, FloatArray, IntArray, Outcomes
@@ -55,14 +54,15 @@ class Scored:
     fit_s: float = 0.0
     predict_us_per_query: float = 0.0
 
-    def points(self, weight_Q: FloatArray | None = None) -> tuple[FloatArray, FloatArray]:
-        """(L,) mean cost and mean accuracy, each query counted as often as its weight says."""
-        known_Q = ~np.isnan(self.accuracy[:, 0])
-        weight_Q = np.ones(len(known_Q)) if weight_Q is None else weight_Q
-        weight_Q = np.where(known_Q, weight_Q, 0.0)
-        total = weight_Q.sum() or np.nan
-        cost_L, accuracy_L = (weight_Q @ np.nan_to_num(one) / total for one in (self.cost, self.accuracy))
-        return cost_L, accuracy_L
+    def means(self, weight_BQ: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """(B, L) mean cost and accuracy in B resamples, each query counted as often as its weight says."""
+        known_QL = ~(np.isnan(self.cost) | np.isnan(self.accuracy))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            total_BL = weight_BQ @ known_QL
+            cost_BL, accuracy_BL = (
+                weight_BQ @ np.where(known_QL, one, 0.0) / total_BL for one in (self.cost, self.accuracy)
+            )
+        return cost_BL, accuracy_BL
 
 
 @dataclass(slots=True)
@@ -155,41 +155,6 @@ def _taken(name: str, part: Part, choice_QL: IntArray) -> Scored:
         chosen(part.outcomes.output_tokens, choice_QL),
         choice_QL,
     )
-
-
-def curve_of(scored: Scored, fixed: Scored, weight_Q: FloatArray | None = None) -> Curve:
-    """The hull of a router's points, and of the cheapest candidate's: that one can be had without routing."""
-    cost_L, accuracy_L = scored.points(weight_Q)
-    cost_C, accuracy_C = _by_candidate(fixed, weight_Q)
-    cheapest = int(np.nanargmin(cost_C))
-    return Curve.over([*cost_L, cost_C[cheapest]], [*accuracy_L, accuracy_C[cheapest]])
-
-
-def static_curve(fixed: Scored, weight_Q: FloatArray | None = None) -> Curve:
-    """The hull of the fixed candidates: the best that can be had without looking at a query."""
-    return Curve.over(*_by_candidate(fixed, weight_Q))
-
-
-def _by_candidate(fixed: Scored, weight_Q: FloatArray | None) -> tuple[FloatArray, FloatArray]:
-    """(C,) mean cost and accuracy of each candidate over the queries that it has outcomes of."""
-    weight_Q = np.ones(len(fixed.cost)) if weight_Q is None else weight_Q
-    known_QC = ~np.isnan(fixed.cost)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        total_C = weight_Q @ known_QC
-        cost_C = weight_Q @ np.nan_to_num(fixed.cost) / total_C
-        accuracy_C = weight_Q @ np.nan_to_num(fixed.accuracy) / total_C
-    return cost_C, accuracy_C
-
-
-def cost_range(fixed: Scored, weight_Q: FloatArray | None = None) -> tuple[float, float]:
-    """The mean costs of the cheapest and of the dearest candidate."""
-    cost_C, _ = _by_candidate(fixed, weight_Q)
-    return float(np.nanmin(cost_C)), float(np.nanmax(cost_C))
-
-
-def candidate_means(fixed: Scored) -> tuple[FloatArray, FloatArray]:
-    """(C,) mean cost and accuracy of each candidate."""
-    return _by_candidate(fixed, None)
 
 
 LAMBDAS = tuple(1 / (1 + price) if np.isfinite(price) else 0.0 for price in PRICES)
