@@ -17,7 +17,7 @@ from tests.distributed.workbench import Workbench, money
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
-COUNT = 1400
+COUNT = 2800
 BETWEEN = 150  # rows that become durable before the second blow: the replacement works
 
 
