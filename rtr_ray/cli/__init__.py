@@ -4,10 +4,12 @@ Exit codes: 0 done; 1 something is wrong, said in one sentence; 2 wrong usage; 3
 the budget went; 130 interrupted.
 """
 
-from rtr_ray.cli import jobs, learning, trying
+from rtr_ray.cli.jobs import explain, plan, run
+from rtr_ray.cli.learning import collect, evaluate, train
 from rtr_ray.cli.shared import app
+from rtr_ray.cli.trying import demo, validate
 
-__all__ = ["app", "jobs", "learning", "main", "trying"]
+__all__ = ["app", "collect", "demo", "evaluate", "explain", "main", "plan", "run", "train", "validate"]
 
 
 def main() -> None:
