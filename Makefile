@@ -13,7 +13,7 @@ demo: setup  ## the main job on the models that ship inside; ARGS=--fresh begins
 	$(BIN)/rtr-ray demo $(ARGS)
 
 test: setup  ## all tests; ARGS="-m 'not vllm'" leaves out those that serve models
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

@@ -20,7 +20,7 @@ from rtr_ray.types import Candidate, Usage
 ZERO = Decimal(0)
 # Of what is left: as long as less is reserved, nobody has to do with less than a worst case. No more, since
 # what is reserved when a worker dies counts as spent.
-PLENTY = Decimal("0.01")
+PLENTY = Decimal("0.005")
 HEADROOM = Decimal("0.1")  # of what is left: kept from new calls, for those that must be extended
 
 

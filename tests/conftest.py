@@ -40,11 +40,14 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """All that stands on the session's cluster or on engines runs in one process, the rest beside it."""
+    """What stands on one cluster, or on engines, runs in one process each; the rest beside them."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return "cluster" if nodeid.startswith("tests/distributed/") else nodeid
+            return next((name for name in _TOGETHER if nodeid.startswith(name)), nodeid)
 
     return Scheduling(config, log)
+
+
+_TOGETHER = ("tests/distributed/e2e/", "tests/distributed/")  # each starts a cluster of its own

@@ -409,7 +409,7 @@ def test_where_worst_cases_would_leave_others_out_all_are_sent_with_less():
 
 def test_while_there_is_plenty_no_answer_is_limited():
     executor = Growing()
-    Bench(executor, budget_usd=WORST * 1000).run(expecting(8, 15))
+    Bench(executor, budget_usd=WORST * 2000).run(expecting(8, 15))
     assert executor.limits == []
 
 

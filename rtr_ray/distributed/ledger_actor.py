@@ -31,11 +31,11 @@ Durable = Mapping[str, tuple[str, Settlement | None]]
 """Requests whose results are durable: key -> status, and how the reservation ends."""
 
 # At most so many records until a budget is used up, and those that draw it in again. A kill of the
-# driver locks up one step of the budget, beside what was set aside: 2% of it would be too much.
-_STEP = 200
+# driver locks up one step of the budget, beside what was set aside: all kills together must leave 97% to be spent.
+_STEP = 500
 _CHUNKS = 8  # of a run without a budget: so many grants like the last one may follow without a write
 _SAVE_S = 1.0  # between two records that nothing waits for
-_NAMESPACE = "rtr-ray-ledgers"
+NAMESPACE = "rtr-ray-ledgers"
 _PATIENCE_S = 15.0  # for the ledger of a driver that was killed
 _CLOSE_S = 30.0  # for the last record
 
@@ -273,6 +273,11 @@ class SharedLedger:
 LedgerActor = ray.remote(num_cpus=0)(SharedLedger)
 
 
+def ledger_name(output: str) -> str:
+    """The name of the actor that keeps the ledger of a run folder, in `NAMESPACE`."""
+    return f"ledger-{fingerprint(output)}"
+
+
 def claim(output: str, budget_usd: Decimal | None, patience_s: float = _PATIENCE_S) -> Any:
     """Start the ledger of a run folder, of which a cluster has one at a time.
 
@@ -285,9 +290,9 @@ def claim(output: str, budget_usd: Decimal | None, patience_s: float = _PATIENCE
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            actor: Any = LedgerActor.options(
-                name=f"ledger-{fingerprint(output)}", namespace=_NAMESPACE
-            ).remote(output, budget_usd)
+            actor: Any = LedgerActor.options(name=ledger_name(output), namespace=NAMESPACE).remote(
+                output, budget_usd
+            )
             ray.get(actor.snapshot.remote())
             return actor
         except ActorAlreadyExistsError:

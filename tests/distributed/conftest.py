@@ -58,6 +58,7 @@ def cluster() -> Iterator[Cluster]:
         "--head", "--block", "--disable-usage-stats", "--num-cpus=8", "--num-gpus=2",
         f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
         f"--dashboard-agent-listen-port={agent}", "--dashboard-host=127.0.0.1", f"--temp-dir={folder}",
+        "--min-worker-port=0", "--max-worker-port=0",  # any: another cluster has the usual ones, perhaps
         "--object-store-memory=500000000",
     ]  # fmt: skip
     log = open(Path(folder) / "start.log", "w")  # noqa: SIM115

@@ -11,7 +11,10 @@ from decimal import Decimal
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 
+from rtr_ray.distributed.ledger_actor import NAMESPACE, ledger_name
+from rtr_ray.storage import open_store
 from tests.distributed.e2e.conftest import embedded_part, engine_processes, questions
 from tests.distributed.workbench import Workbench, money
 
@@ -19,29 +22,39 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
 COUNT = 2800
 BETWEEN = 150  # rows that become durable before the second blow: the replacement works
+OUT = 150  # requests that are out when a blow falls
 
 
 def _durable(bench: Workbench) -> int:
     return sum(pq.read_metadata(path).num_rows for path in bench.output.glob("results/part-*.parquet"))
 
 
-def _kill_both(bench: Workbench, killed: list[str]) -> None:
-    """Once some answers are in, end the engine process below the replica; when it is back, the replica."""
-    from ray import serve
+def _out(bench: Workbench) -> int:
+    """Requests that are out, by the run's own ledger; 0 before there is one."""
+    try:
+        ledger = ray.get_actor(ledger_name(open_store(str(bench.output)).uri), NAMESPACE)
+        return int(ray.get(ledger.snapshot.remote()).balance.in_flight)
+    except ValueError:
+        return 0
 
-    for victim, at in (("engine", 1), ("replica", BETWEEN)):
-        wanted = _durable(bench) + at if killed else at
-        while _durable(bench) < wanted:
-            time.sleep(0.05)
-        (app,) = [
-            name for name in serve.status().applications if name.endswith("-nano") and "demo" not in name
-        ]
-        (deployment,) = serve.status().applications[app].deployments
-        pids = serve.get_deployment_handle(deployment, app).processes.remote().result(timeout_s=60)
-        engines = [pid for pid in pids[1:] if "EngineCore" in psutil.Process(pid).name()]
-        assert engines, "a replica has an engine process below it"
-        os.kill(pids[0] if victim == "replica" else engines[0], signal.SIGKILL)
-        killed.append(victim)
+
+def _engine(others: set[int]) -> psutil.Process:
+    """The engine process that the job under test has started."""
+    (pid,) = [pid for pid in engine_processes() - others if "EngineCore" in psutil.Process(pid).name()]
+    return psutil.Process(pid)
+
+
+def _kill_both(bench: Workbench, others: set[int], killed: dict[str, int]) -> None:
+    """End the engine process below the replica, with many requests out; when it is back, the replica."""
+    durable = 0
+    for victim in ("engine", "replica"):
+        # a call to the replica would wait behind the requests: its processes are found from outside
+        while _durable(bench) < durable + BETWEEN or (out := _out(bench)) < OUT:
+            time.sleep(0.02)
+        engine = _engine(others)
+        replica = next(one for one in engine.parents() if "ServeReplica" in " ".join(one.cmdline()))
+        os.kill(engine.pid if victim == "engine" else replica.pid, signal.SIGKILL)
+        killed[victim], durable = out, _durable(bench)
 
 
 def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_process(
@@ -50,20 +63,20 @@ def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_
     embedded_part(nano, "nano", {"cot": {}})
     questions(nano, COUNT)
     others = engine_processes()  # those of the served pool, if another test started it
-    killed: list[str] = []
-    killer = threading.Thread(target=_kill_both, args=(nano, killed), daemon=True)
+    killed: dict[str, int] = {}
+    killer = threading.Thread(target=_kill_both, args=(nano, others, killed), daemon=True)
     killer.start()
     found = nano.run(
         policy={"kind": "fixed", "candidate": "nano:cot"},
         dispatch={"chunk": 64, "backoff_s": 0.2, "commit_s": 0.1, "commit_rows": 50},
         cluster={},
     )
-    assert killed == ["engine", "replica"], "not both were killed: the test shows too little"
+    assert list(killed) == ["engine", "replica"], "not both were killed: the test shows too little"
     assert found["rows"] == {"total": COUNT, "answered": COUNT, "failed": 0, "skipped_budget": 0}
     results = nano.results()
     assert len(set(results["query_id"].to_pylist())) == results.num_rows == COUNT
     assert money(results) == Decimal(found["cost_usd"]["spent"])
-    assert found["calls"]["sent_again"] >= 200, found["calls"]
+    assert found["calls"]["sent_again"] >= 200, (found["calls"], killed)
     assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
     assert max(results["attempts"].to_pylist()) > 1
     deadline = time.monotonic() + 30
