@@ -27,7 +27,7 @@ LAYERS = (
     {"strategies", "pool", "answers", "registry", "run_folder", "held_out"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
-    | {"held_rows", "forecast", "makespan"},
+    | {"held_rows", "forecast", "makespan", "gate"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality"},
     {"pool_file"},
