@@ -136,9 +136,9 @@ class Database:
             os.close(os.open(temporary, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600))
             connection = self._connect(temporary)
             try:
-                for statement in _SCHEMA:
-                    connection.execute(statement)
                 connection.execute("PRAGMA journal_mode = WAL")  # kept in the file
+                for statement in ("BEGIN", *_SCHEMA, "COMMIT"):
+                    connection.execute(statement)
             finally:
                 connection.close()
             with suppress(FileExistsError):  # another process was faster
