@@ -128,7 +128,7 @@ class KeyStore:
         with self._database.transaction() as db:
             return _find(db, name, "show", revoked=True)
 
-    def keys(self) -> list[Key]:
+    def all_keys(self) -> list[Key]:
         """All keys, those that were revoked too; oldest first.
 
         Raises:

@@ -37,7 +37,7 @@ def test_a_token_is_shown_once_and_only_its_hash_is_kept(tmp_path):
     for file in tmp_path.iterdir():
         assert token.encode() not in file.read_bytes()
         assert token[4:].encode() not in file.read_bytes()
-    assert token not in repr(store.keys()) + repr(key)
+    assert token not in repr(store.all_keys()) + repr(key)
     assert store.apply("r", [Admit(digest(token))]) == [Caller(key.id, "ann")]
 
 
@@ -63,7 +63,7 @@ def test_two_keys_do_not_have_one_name_unless_the_first_was_revoked(tmp_path):
     store.revoke("ann")
     _, second = store.create("ann")
     assert store.find("ann").id == second.id
-    assert [key.revoked_at is None for key in store.keys()] == [False, True]
+    assert [key.revoked_at is None for key in store.all_keys()] == [False, True]
 
 
 def test_a_revoked_key_is_refused_and_what_it_has_on_the_way_is_still_settled(tmp_path):
@@ -459,7 +459,7 @@ path, key, me, kill = sys.argv[1:]
 store, got = KeyStore(Path(path), busy_s=60), 0
 print("ready", flush=True)
 sys.stdin.readline()
-for number in range(10**9 if kill == "kill" else 50):
+for number in range(10**9 if kill == "kill" else 30):
     id = f"{me}-{number}"
     (held,) = store.apply(me, [Ask(id, key, (Offer(Candidate("m", "v"), Decimal("0.01"), 10),))])
     if isinstance(held, Hold):
@@ -474,7 +474,8 @@ def _racers(store: KeyStore, key_id: str, count: int, kill: str = "") -> list[su
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", _RACE, str(store.path), key_id, f"p{number}", kill],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         for number in range(count)
     ]  # fmt: skip
@@ -491,13 +492,13 @@ def _racers(store: KeyStore, key_id: str, count: int, kill: str = "") -> list[su
 
 def test_processes_that_hammer_one_file_spend_a_budget_to_the_last_cent_and_no_more(tmp_path):
     store = KeyStore(tmp_path / "keys.sqlite", busy_s=60)
-    _, key = store.create("ann", Limits(total_usd=usd("0.25")))
-    outputs = [one.communicate(timeout=120)[0] for one in _racers(store, key.id, 4)]
+    _, key = store.create("ann", Limits(total_usd=usd("0.15")))
+    outputs = [one.communicate(timeout=120)[0] for one in _racers(store, key.id, 3)]
     got = sum(int(out.split("got ")[1]) for out in outputs)
     spent, unknown, reserved = sums(store, key.id)
     assert (unknown, reserved) == (0, 0)
     assert spent == got * usd("0.0025")
-    assert usd("0.20") < spent <= usd("0.25")
+    assert usd("0.10") < spent <= usd("0.15")
 
 
 def test_a_process_that_is_killed_in_the_middle_leaves_whole_operations_behind(tmp_path):
@@ -508,12 +509,12 @@ def test_a_process_that_is_killed_in_the_middle_leaves_whole_operations_behind(t
     for one in racers:
         assert one.stdout is not None
         for line in one.stdout:
-            if int(line) >= 100:
+            if int(line) >= 50:
                 break
     for one in racers:
         one.kill()
         assert one.stdout is not None
-        done.append(100 + sum(1 for line in one.stdout if line.endswith("\n")) + 1)
+        done.append(50 + sum(1 for line in one.stdout if line.endswith("\n")) + 1)
         one.wait()
         one.stdout.close()
     connection = sqlite3.connect(store.path)
@@ -576,7 +577,7 @@ def test_a_locked_file_grants_nothing_until_it_is_free(tmp_path):
 def test_a_file_that_is_none_of_ours_is_left_alone(tmp_path, content):
     store = opened(tmp_path)
     store.path.write_bytes(content)
-    for act in (lambda: store.apply("r", []), lambda: store.create("ann"), store.keys):
+    for act in (lambda: store.apply("r", []), lambda: store.create("ann"), store.all_keys):
         with pytest.raises(StorageError, match="cannot be used"):
             act()
     assert store.path.read_bytes() == content
@@ -590,7 +591,7 @@ def test_a_file_of_another_version_is_left_alone(tmp_path):
     other.execute("PRAGMA user_version = 7")
     other.close()
     with pytest.raises(StorageError, match="it has version 7; version 1 is needed"):
-        store.keys()
+        store.all_keys()
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
@@ -617,5 +618,5 @@ def test_of_many_who_make_the_file_at_once_all_write_into_the_same(tmp_path):
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(make, range(8)))
-    assert sorted(key.name for key in opened(tmp_path).keys()) == [f"key{n}" for n in range(8)]
+    assert sorted(key.name for key in opened(tmp_path).all_keys()) == [f"key{n}" for n in range(8)]
     assert not [file for file in tmp_path.iterdir() if file.name.startswith(".")]
