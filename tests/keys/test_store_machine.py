@@ -84,17 +84,15 @@ class AnyOrder(RuleBasedStateMachine):
         return at + LEASE_S if until is None or until < at + LEASE_S * 2 / 3 else until
 
     def total(self, account: str, kind: str, state: str | None = None) -> Decimal:
-        day, month = f"{self.clock.wall:%Y-%m-%d}", f"{self.clock.wall:%Y-%m}"
-        return sum(
-            (
-                one.worst if one.state == "reserved" else one.usd
-                for one in self.held.values()
-                if account in (one.account, GLOBAL)
-                and (kind == "all" or (one.day if kind == "day" else one.month) == (day if kind == "day" else month))
-                and state in (None, one.state)
-            ),
-            Decimal(0),
-        )  # fmt: skip
+        now = {"day": f"{self.clock.wall:%Y-%m-%d}", "month": f"{self.clock.wall:%Y-%m}", "all": "all"}
+        chosen = [
+            one
+            for one in self.held.values()
+            if account in (one.account, GLOBAL)
+            and {"day": one.day, "month": one.month, "all": "all"}[kind] == now[kind]
+            and state in (None, one.state)
+        ]
+        return sum((one.worst if one.state == "reserved" else one.usd for one in chosen), Decimal(0))
 
     def fits(self, name: str, worst: Decimal) -> bool:
         return worst == 0 or all(
@@ -105,7 +103,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     # --- what may happen ---
 
-    @rule(target=holds_, name=st.sampled_from(NAMES), owner=st.sampled_from(OWNERS), worst=st.lists(MONEY, min_size=1, max_size=3))  # fmt: skip
+    @rule(
+        target=holds_,
+        name=st.sampled_from(NAMES),
+        owner=st.sampled_from(OWNERS),
+        worst=st.lists(MONEY, min_size=1, max_size=3),
+    )
     def reserve(self, name: str, owner: str, worst: list[Decimal]) -> str:
         self.heard(owner)
         offers = tuple(Offer(Candidate("m", f"s{n}"), each, 10) for n, each in enumerate(worst))
