@@ -138,6 +138,14 @@ class KeyStore:
             ids = db.execute("SELECT id FROM keys WHERE id != ? ORDER BY created_at, rowid", (GLOBAL,))
             return [_key(db, id) for (id,) in ids.fetchall()]
 
+    def has_keys(self) -> bool:
+        """Whether there is a key that is not revoked.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        return any(key.revoked_at is None for key in self.all_keys())
+
     def limits(self, name: str = GLOBAL) -> Limits:
         """The limits of a key, or of all together."""
         return self.find(name).limits

@@ -55,7 +55,7 @@ def test_a_budget_that_begins_anew_forgets_nothing_that_is_settled_at_that_momen
 async def test_no_way_out_of_a_request_leaks_its_reservation(tmp_path):
     """Elsewhere reservations that nobody released refused later requests: phantom spend."""
     store = opened(tmp_path)
-    _, key = store.create("ann", Limits(total_usd=usd(1)))
+    _, key = store.create("ann", Limits(total_usd=usd("1.1")))
     gate = KeyGate(LocalBank(store))
 
     async def request(how: str) -> None:
@@ -80,7 +80,7 @@ def test_after_ten_thousand_calls_the_sum_is_what_they_have_cost_to_the_last_dig
     """Elsewhere counters drifted: $50 where $14 were spent."""
     store = opened(tmp_path)
     _, key = store.create("ann", Limits(total_usd=usd(100)))
-    price, expected = Price(usd("0.05"), usd("0.025"), usd("0.4")), usd(0)
+    price, expected = Price(usd("0.05"), usd("0.4")), usd(0)
     for start in range(0, 10_000, 500):
         ids = [f"hold-{n}" for n in range(start, start + 500)]
         costs = [price.cost_usd(Usage(7 + n, (n * 37) % 501)) for n in range(start, start + 500)]
@@ -128,7 +128,7 @@ def test_a_model_of_ones_own_is_paid_at_its_price(tmp_path):
     """Elsewhere self-hosted models cost nothing."""
     store = opened(tmp_path)
     _, key = store.create("ann", Limits(total_usd=usd("0.00002")))
-    price = Price(usd("0.01"), usd("0.01"), usd("0.04"))
+    price = Price(input_usd_per_mtok=usd("0.01"), output_usd_per_mtok=usd("0.04"))
     own = Offer(Candidate("own", "vanilla"), price.worst_case_usd(200, 400), 600)
     desk = Desk(store)
     desk.settle(desk.hold(key.id, own), price.cost_usd(Usage(200, 300)), 500)

@@ -47,7 +47,7 @@ class SharedKeys:
         Raises:
             StorageError: If the file cannot be read.
         """
-        return any(key.revoked_at is None for key in self._store.all_keys())
+        return self._store.has_keys()
 
     def standing(self) -> list[tuple[Key | None, Limits, tuple[Usage, ...]]]:
         """Every key that is not revoked, with its usage; before them all together, as None.
