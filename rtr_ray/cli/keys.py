@@ -51,17 +51,11 @@ def create(
     candidate: Candidates = None,
 ) -> None:
     """Make a key and print it, this once; only its hash is kept. Makes the file if there is none."""
-    typed = (
-        day_usd,
-        month_usd,
-        total_usd,
-        max_request_usd,
-        requests_per_minute,
-        tokens_per_minute,
-        candidate,
-    )
+    money = (day_usd, month_usd, total_usd, max_request_usd)
     with _explained():
-        limits = _limits(None, *money, requests_per_minute, tokens_per_minute, candidate)
+        from rtr_ray.keys import Limits
+
+        limits = _limits(Limits(), money, requests_per_minute, tokens_per_minute, candidate)
         token, key = _store(keys).create(name, limits)
         typer.echo(token)
         typer.secho(
@@ -104,15 +98,7 @@ def change(
     candidate: Candidates = None,
 ) -> None:
     """Change the limits that are given, from the next request on; 'none' takes a limit away."""
-    typed = (
-        day_usd,
-        month_usd,
-        total_usd,
-        max_request_usd,
-        requests_per_minute,
-        tokens_per_minute,
-        candidate,
-    )
+    money = (day_usd, month_usd, total_usd, max_request_usd)
     with _explained():
         store = _store(keys)
         limits = _limits(
@@ -148,25 +134,18 @@ def _store(path: Path) -> KeyStore:
 
 
 def _limits(
-    old: Limits | None,
-    day_usd: str | None,
-    month_usd: str | None,
-    total_usd: str | None,
-    max_request_usd: str | None,
+    old: Limits,
+    money: tuple[str | None, ...],
     requests_per_minute: str | None,
     tokens_per_minute: str | None,
     candidate: list[str] | None,
 ) -> Limits:
     """The old limits with those that were typed in their place."""
-    from rtr_ray.keys import Limits
-
-    old = old or Limits()
     names = old.candidates if candidate is None else tuple(candidate)
-    return Limits(
-        _usd(day_usd, old.day_usd, "--day-usd"),
-        _usd(month_usd, old.month_usd, "--month-usd"),
-        _usd(total_usd, old.total_usd, "--total-usd"),
-        _usd(max_request_usd, old.max_request_usd, "--max-request-usd"),
+    before = (old.day_usd, old.month_usd, old.total_usd, old.max_request_usd)
+    flags = ("--day-usd", "--month-usd", "--total-usd", "--max-request-usd")
+    return type(old)(
+        *(_usd(*one) for one in zip(money, before, flags, strict=True)),
         _count(requests_per_minute, old.requests_per_minute, "--requests-per-minute"),
         _count(tokens_per_minute, old.tokens_per_minute, "--tokens-per-minute"),
         None if names == ("none",) else names,
