@@ -100,14 +100,11 @@ def change(
     """Change the limits that are given, from the next request on; 'none' takes a limit away."""
     money = (day_usd, month_usd, total_usd, max_request_usd)
     with _explained():
+        from rtr_ray.keys import GLOBAL, Limits
+
         store = _store(keys)
-        limits = _limits(
-            store.find(name).limits if name != "global" or keys.exists() else None,
-            *money,
-            requests_per_minute,
-            tokens_per_minute,
-            candidate,
-        )
+        old = Limits() if name == GLOBAL and not keys.exists() else store.find(name).limits
+        limits = _limits(old, money, requests_per_minute, tokens_per_minute, candidate)
         typer.echo(_described(store.change(name, limits)))
 
 
@@ -144,12 +141,10 @@ def _limits(
     names = old.candidates if candidate is None else tuple(candidate)
     before = (old.day_usd, old.month_usd, old.total_usd, old.max_request_usd)
     flags = ("--day-usd", "--month-usd", "--total-usd", "--max-request-usd")
-    return type(old)(
-        *(_usd(*one) for one in zip(money, before, flags, strict=True)),
-        _count(requests_per_minute, old.requests_per_minute, "--requests-per-minute"),
-        _count(tokens_per_minute, old.tokens_per_minute, "--tokens-per-minute"),
-        None if names == ("none",) else names,
-    )
+    day, month, total, most = (_usd(*one) for one in zip(money, before, flags, strict=True))
+    requests = _count(requests_per_minute, old.requests_per_minute, "--requests-per-minute")
+    tokens = _count(tokens_per_minute, old.tokens_per_minute, "--tokens-per-minute")
+    return type(old)(day, month, total, most, requests, tokens, None if names == ("none",) else names)
 
 
 def _usd(typed: str | None, old: Decimal | None, flag: str) -> Decimal | None:
