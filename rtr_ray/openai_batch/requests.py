@@ -7,7 +7,7 @@ of an error list; and a setting that the batch could not honour is refused rathe
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any
 
@@ -19,7 +19,7 @@ MOST_ID = 512  # characters of a custom_id
 SETTINGS = frozenset({"max_tokens", "max_completion_tokens", "temperature", "top_p", "seed", "stop", "rtr"})
 """Fields of a body that travel with the row, for the job to honour."""
 _HARMLESS = frozenset({"model", "messages", "metadata", "user", "store"})
-_ONLY = {"stream": (False, None), "n": (1, None), "logprobs": (False, None)}  # field -> what may be there
+_ONLY = {"stream": False, "n": 1, "logprobs": False}  # field -> what may be there
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -148,17 +148,42 @@ def _request(line: bytes, number: int, endpoint: str, settings: frozenset[str]) 
     if not isinstance(model, str) or not model.strip():
         raise _WrongError("missing_model", "names no model. Write auto, or a model", "body.model")
     messages = _messages(body.get("messages"))
-    for name, value_there in body.items():
-        if name in _ONLY:
-            if value_there not in _ONLY[name] or isinstance(value_there, bool) != isinstance(
-                _ONLY[name][0], bool
-            ):
-                if value_there is not None:
-                    raise _unsupported(name)
-        elif name not in settings and name not in _HARMLESS and value_there is not None:
+    kept = {}
+    for name, there in body.items():
+        if there is None or name in _HARMLESS:
+            continue
+        if name in settings:
+            if not _FITS.get(name, _anything)(there):
+                raise _WrongError("invalid_value", f"has a {name} that cannot be", f"body.{name}")
+            kept[name] = there
+        elif not (name in _ONLY and type(there) is type(_ONLY[name]) and there == _ONLY[name]):
             raise _unsupported(name)
-    kept = {name: body[name] for name in sorted(settings & body.keys()) if body[name] is not None}
     return BatchRequest(number, custom_id, model.strip(), messages, kept)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _anything(value: Any) -> bool:
+    return True
+
+
+def _between(low: float, high: float) -> Callable[[Any], bool]:
+    return lambda value: (_whole(value) or isinstance(value, float)) and low <= value <= high
+
+
+_FITS: Mapping[str, Callable[[Any], bool]] = {
+    "max_tokens": lambda value: _whole(value) and value >= 1,
+    "max_completion_tokens": lambda value: _whole(value) and value >= 1,
+    "temperature": _between(0, 2),
+    "top_p": _between(0, 1),
+    "seed": _whole,
+    "stop": lambda value: (
+        isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    ),
+    "rtr": lambda value: isinstance(value, dict),
+}
 
 
 def _unsupported(name: str) -> _WrongError:
@@ -170,13 +195,19 @@ def _unsupported(name: str) -> _WrongError:
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:  # json's own message may quote the line
-        what = "is not UTF-8" if isinstance(error, UnicodeDecodeError) else "is not JSON"
+        value = json.loads(line, parse_constant=_no_number)
+        if b"\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:  # what json says may quote the line
+        what = "is not UTF-8" if isinstance(error, UnicodeError) else "is not JSON"
         raise _WrongError("invalid_json_line", what) from None
     if not isinstance(value, dict):
         raise _WrongError("invalid_json_line", "is not a JSON object")
     return value
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 def _messages(found: Any) -> tuple[Mapping[str, Any], ...]:

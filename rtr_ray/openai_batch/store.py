@@ -127,7 +127,7 @@ class BatchStore:
         with self._database.transaction() as db:
             return self._get(db, "batches", key_id, batch_id)
 
-    def list(self, key_id: str, after: str | None = None, limit: int = 20) -> dict[str, Any]:
+    def page(self, key_id: str, after: str | None = None, limit: int = 20) -> dict[str, Any]:
         """The batches of a key, newest first, as a page in OpenAI's form.
 
         Raises:
