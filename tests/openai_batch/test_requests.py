@@ -31,18 +31,9 @@ def problem(raw: bytes) -> Problem:
 
 
 def test_requests_are_read_in_order():
-    settings = {
-        "temperature": 0.5,
-        "max_tokens": 20,
-        "stop": ["x"],
-        "n": 1,
-        "stream": False,
-        "user": "u",
-        "seed": None,
-    }
-    found = list(
-        read_batch([b"\xef\xbb\xbf" + line("a"), b"\n", line("b", body={"model": "small:cot"} | settings)])
-    )
+    kept = {"temperature": 0.5, "max_tokens": 20, "stop": ["x"]}
+    body = {"model": "small:cot", "n": 1, "stream": False, "user": "u", "seed": None} | kept
+    found = list(read_batch([b"\xef\xbb\xbf" + line("a"), b"\n", line("b", body=body)]))
     assert found == [
         BatchRequest(1, "a", "auto", (USER,)),
         BatchRequest(3, "b", "small:cot", (USER,), kept),
