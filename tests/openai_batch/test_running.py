@@ -1,0 +1,149 @@
+"""A batch from its upload to its output files, with a runner that answers from a list."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rtr_ray.errors import ExecutionError
+from rtr_ray.openai_batch import BatchStore
+from rtr_ray.openai_batch.running import BatchRun
+
+USER = {"role": "user", "content": "2 + 2?"}
+
+
+class KilledError(BaseException):
+    """The process dies."""
+
+
+@dataclass
+class Answering:
+    """Answers every row for a cent while there is money; remembers what it was asked."""
+
+    asked: list[tuple[str, list[str], Decimal | None]] = field(default_factory=list)
+    fails: BaseException | None = None
+    cancels: Any = None
+    forgets: str = ""
+    committed: Decimal = Decimal(0)
+
+    def committed_usd(self, output: Path) -> Decimal:
+        return self.committed
+
+    def run(
+        self, model: str, corpus: Path, output: Path, budget_usd: Decimal | None
+    ) -> Iterator[Mapping[str, Any]]:
+        ids = [json.loads(line)["custom_id"] for line in corpus.read_text().splitlines()]
+        self.asked.append((model, ids, budget_usd))
+        for place, id in enumerate(reversed(ids)):
+            if self.fails and place == 1:
+                raise self.fails
+            if self.cancels:
+                self.cancels()
+            if id == self.forgets:
+                continue
+            paid = budget_usd is None or Decimal("0.01") * (place + 1) <= budget_usd
+            yield {
+                "query_id": id, "status": "answered" if paid else "skipped_budget", "model": "small",
+                "strategy": "cot", "response": "4", "input_tokens": 5, "output_tokens": 1,
+                "cost_usd": Decimal("0.01") if paid else None, "error": None if paid else "No money is left.",
+            }  # fmt: skip
+
+
+def line(id: str, model: str = "auto") -> bytes:
+    body = {"model": model, "messages": [USER]}
+    value = {"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+    return json.dumps(value).encode() + b"\n"
+
+
+LINES = [line("a"), line("b", "small:cot"), line("c"), line("d")]
+
+
+def uploaded(folder: Path, lines: list[bytes] = LINES, **metadata: str) -> tuple[BatchStore, str]:
+    store = BatchStore(folder / "keys.sqlite", folder / "files")
+    file = store.add_file("ann", "in.jsonl", lines)
+    return store, str(store.create("ann", file["id"], metadata=metadata)["id"])
+
+
+def written(store: BatchStore, file_id: str | None) -> dict[str, Any]:
+    if file_id is None:
+        return {}
+    lines = map(json.loads, store.content("ann", file_id).read_text().splitlines())
+    return {one["custom_id"]: one["error"] or one["response"]["body"]["model"] for one in lines}
+
+
+def test_a_mixed_file_is_one_batch(tmp_path):
+    store, batch = uploaded(tmp_path)
+    runner = Answering()
+    done = BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch)
+    assert done["status"] == "completed"
+    assert done["request_counts"] == {"total": 4, "completed": 4, "failed": 0}
+    assert runner.asked == [("auto", ["a", "c", "d"], None), ("small:cot", ["b"], None)]
+    assert written(store, done["output_file_id"]) == dict.fromkeys("abcd", "small:cot")
+    assert done["error_file_id"] is None
+
+
+def test_all_models_of_a_file_share_its_budget(tmp_path):
+    store, batch = uploaded(tmp_path, budget_usd="0.02")
+    runner = Answering(committed=Decimal("0.02"))
+    done = BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch)
+    assert [budget for _, _, budget in runner.asked] == [Decimal("0.02"), Decimal(0)]
+    assert done["request_counts"] == {"total": 4, "completed": 2, "failed": 2}
+    errors = written(store, done["error_file_id"])
+    assert {id: one["code"] for id, one in errors.items()} == {"a": "budget_exceeded", "b": "budget_exceeded"}
+
+
+def test_nothing_is_asked_of_a_file_with_one_bad_line(tmp_path):
+    store, batch = uploaded(tmp_path, [*LINES, b"{"])
+    runner = Answering()
+    done = BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch)
+    assert (done["status"], runner.asked) == ("failed", [])
+    assert done["errors"]["data"][0]["message"] == "Line 5 is not JSON."
+
+
+def test_a_batch_goes_on_after_its_process_was_killed(tmp_path):
+    store, batch = uploaded(tmp_path)
+    with pytest.raises(KilledError):
+        BatchRun(store, Answering(fails=KilledError()), tmp_path / "work").carry_out("ann", batch)
+    again = BatchStore(tmp_path / "keys.sqlite", tmp_path / "files")
+    ((key, unfinished),) = again.unfinished()
+    done = BatchRun(again, Answering(), tmp_path / "work").carry_out(key, unfinished["id"])
+    assert done["status"] == "completed"
+    assert sorted(written(again, done["output_file_id"])) == list("abcd")
+    assert done["request_counts"] == {"total": 4, "completed": 4, "failed": 0}
+
+
+def test_a_job_that_fails_fails_its_batch_and_says_why(tmp_path):
+    store, batch = uploaded(tmp_path)
+    runner = Answering(fails=ExecutionError("The cluster has no room."))
+    done = BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch)
+    assert (done["status"], done["errors"]["data"][0]["message"]) == ("failed", "The cluster has no room.")
+
+
+def test_a_batch_that_is_cancelled_keeps_what_was_answered(tmp_path):
+    store, batch = uploaded(tmp_path)
+    runner = Answering(cancels=lambda: store.cancel("ann", batch))
+    done = BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch)
+    assert done["status"] == "cancelled"
+    assert sorted(written(store, done["output_file_id"])) == ["a", "c", "d"]
+    assert len(runner.asked) == 1
+    assert BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch) == done
+
+
+def test_what_may_have_been_spent_is_not_given_to_the_next_model(tmp_path):
+    store, batch = uploaded(tmp_path, budget_usd="1")
+    runner = Answering(committed=Decimal("0.95"))  # three cents for answers, the rest of it lost
+    BatchRun(store, runner, tmp_path / "work").carry_out("ann", batch)
+    assert [budget for _, _, budget in runner.asked] == [Decimal(1), Decimal("0.05")]
+
+
+def test_a_request_that_the_job_gave_no_row_for_is_in_the_error_file(tmp_path):
+    store, batch = uploaded(tmp_path)
+    done = BatchRun(store, Answering(forgets="c"), tmp_path / "work").carry_out("ann", batch)
+    assert done["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    assert list(written(store, done["error_file_id"])) == ["c"]
