@@ -95,7 +95,7 @@ def measure_actor(seconds: float) -> list[dict[str, Any]]:
     """Through the owner actor, on a cluster of this machine."""
     import ray
 
-    from rtr_ray.distributed.online.keys_actor import keys_actor, remote_gate
+    from rtr_ray.distributed.online.keys_actor import end_keys_actor, remote_gate
 
     ray.init(
         num_cpus=8,
@@ -122,8 +122,9 @@ def measure_actor(seconds: float) -> list[dict[str, Any]]:
             took = [each for _, some in results for each in some]
             name = f"owner actor, {replicas} replica{'s' if replicas > 1 else ''}"
             found.append(figure(name, at_once, sum(rate for rate, _ in results), took))
-            for one in (*workers, keys_actor(str(store.path))):
+            for one in workers:
                 ray.kill(one)
+            end_keys_actor(str(store.path))
             store.shut()
     ray.shutdown()
     return found

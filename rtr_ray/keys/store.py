@@ -252,11 +252,14 @@ def _find(db: sqlite3.Connection, name: str, what: str, revoked: bool = False) -
 
 
 def _key(db: sqlite3.Connection, id: str) -> Key:
-    name, created, revoked, day, month, total, most, rpm, tpm, candidates = db.execute(
+    row = db.execute(
         "SELECT name, created_at, revoked_at, day, month, total, max_request, rpm, tpm, candidates "
         "FROM keys WHERE id = ?",
         (id,),
     ).fetchone()
+    if row is None:
+        raise ConfigError("There is no key with this id. rtr-ray keys list shows the ids.")
+    name, created, revoked, day, month, total, most, rpm, tpm, candidates = row
     day_usd, month_usd, total_usd, most_usd = (
         None if pusd is None else to_usd(pusd) for pusd in (day, month, total, most)
     )

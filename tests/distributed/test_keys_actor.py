@@ -49,13 +49,11 @@ def replica(path: Path, lease_s: float) -> Any:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Any:
-    import ray
-
-    from rtr_ray.distributed.online.keys_actor import keys_actor
+    from rtr_ray.distributed.online.keys_actor import end_keys_actor
 
     path = tmp_path / "keys.sqlite"
     yield path
-    ray.kill(keys_actor(str(path)))
+    end_keys_actor(str(path))
 
 
 def until(done: Any, patience_s: float = 60) -> None:
@@ -81,7 +79,8 @@ def test_replicas_in_several_processes_do_not_overspend_together(path):
     assert sums(store, key.id) == (usd("0.5"), 0, 0)
 
 
-def test_an_owner_that_dies_comes_back_and_knows_everything(path):
+@pytest.mark.parametrize("for_good", [False, True])
+def test_an_owner_that_dies_comes_back_and_knows_everything(path, for_good):
     import ray
 
     from rtr_ray.distributed.online.keys_actor import keys_actor
@@ -90,7 +89,7 @@ def test_an_owner_that_dies_comes_back_and_knows_everything(path):
     _, key = store.create("ann", Limits(total_usd=usd(1)))
     caller, one = Caller(key.id, "ann"), replica(path, 3.0)
     assert ray.get(one.hold.remote(caller, "0.4", 2)) == ["held", "held"]
-    ray.kill(keys_actor(str(path)), no_restart=False)
+    ray.kill(keys_actor(str(path)), no_restart=for_good)
     kinds: list[str] = []
     until(lambda: kinds.extend(ray.get(one.hold.remote(caller, "0.3", 1))) or kinds[-1] != "unavailable")
     assert kinds[-1] == "budget_exceeded"

@@ -182,6 +182,22 @@ def test_a_call_of_which_the_count_was_lost_counts_in_full(tmp_path):
     assert (today.lost, today.calls, today.tokens) == (1, 1, 70)
 
 
+def test_what_cost_more_than_its_worst_case_is_booked_as_it_was(tmp_path):
+    store = opened(tmp_path)
+    _, key = store.create("ann", Limits(total_usd=usd(1)))
+    desk = Desk(store)
+    desk.settle(desk.hold(key.id, offer("1")), "1.2")  # an endpoint that charges more than it says
+    assert sums(store, key.id) == (usd("1.2"), 0, 0)
+    assert "has $0.00 left of $1.00 in all" in desk.refusal(key.id, offer("0.1")).message
+
+
+def test_an_id_that_is_none_is_told(tmp_path):
+    store = opened(tmp_path)
+    store.create("ann")
+    with pytest.raises(ConfigError, match="no key with this id"):
+        store.usage("nobody")
+
+
 def test_a_reservation_that_is_asked_for_again_is_the_same_one(tmp_path):
     store = opened(tmp_path)
     _, key = store.create("ann", Limits(total_usd=usd(1)))

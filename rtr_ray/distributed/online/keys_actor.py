@@ -10,13 +10,14 @@ is started again on the head node, where the file is, and nothing is lost.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from rtr_ray.errors import RtrError, StorageError
 from rtr_ray.keys import Key, KeyGate, KeyStore, Limits
@@ -85,17 +86,30 @@ def keys_actor(path: str, lease_s: float = LEASE_S, power_safe: bool = False) ->
     ).remote(str(path), lease_s, power_safe)
 
 
-@dataclass(frozen=True, slots=True)
+def end_keys_actor(path: str) -> None:
+    """End the owner of a file of keys; the file stays. Gates that go on asking start it again."""
+    with contextlib.suppress(ValueError):  # there is none
+        ray.kill(ray.get_actor(keys_name(path), namespace=NAMESPACE))
+
+
+@dataclass(slots=True)
 class RemoteBank:
     """The actor as a gate sees it. Ray carries out the calls of one caller in their order."""
 
-    actor: Any
+    path: str
+    lease_s: float = LEASE_S
+    power_safe: bool = False
+    _actor: Any = None
 
     async def apply(self, owner: str, operations: Sequence[Operation]) -> list[Result]:
         """One call."""
         try:
-            found: list[Result] | str = await self.actor.apply.remote(owner, list(operations))
+            if self._actor is None:
+                self._actor = keys_actor(self.path, self.lease_s, self.power_safe)
+            found: list[Result] | str = await self._actor.apply.remote(owner, list(operations))
         except RayError as error:
+            if isinstance(error, ActorDiedError):  # for good: the next call starts another one
+                self._actor = None
             raise StorageError(
                 f"The keys' owner cannot be reached ({type(error).__name__}); it is started again by itself."
             ) from error
@@ -106,4 +120,4 @@ class RemoteBank:
 
 def remote_gate(path: str, lease_s: float = LEASE_S, power_safe: bool = False) -> KeyGate:
     """The gate of an ingress replica."""
-    return KeyGate(RemoteBank(keys_actor(path, lease_s, power_safe)), lease_s=lease_s)
+    return KeyGate(RemoteBank(str(path), lease_s, power_safe), lease_s=lease_s)
