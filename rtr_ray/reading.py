@@ -31,7 +31,7 @@ from rtr_ray.corpus import (
     stable_id,
 )
 from rtr_ray.errors import DataError
-from rtr_ray.formats import READERS, is_openai_batch
+from rtr_ray.formats import READERS, Format, is_openai_batch
 
 _SNIFFED_FILES = 20
 _LEAST_ROWS, _LEAST_BYTES = 64, 16 << 10  # of a split: below, a worker has more trouble than work
@@ -98,8 +98,20 @@ def open_corpus(
     if len(splits) < least_splits and (rows > _LEAST_ROWS or size > _LEAST_BYTES):
         few_rows = max(_LEAST_ROWS, rows // least_splits)
         few_bytes = max(_LEAST_BYTES, size // least_splits)
-        splits = [split for file in kept for split in reader.splits(system, file, few_rows, few_bytes)]
+        splits = [one for file in kept for one in split_file(reader, system, file, few_rows, few_bytes)]
     return corpus, tuple(splits)
+
+
+def split_file(reader: Format, system: pafs.FileSystem, file: File, rows: int, size: int) -> list[Split]:
+    """A file's splits, of so many rows and bytes at most.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return reader.splits(system, file, rows, size)
+    except (pa.ArrowException, OSError) as error:
+        raise reading_error(file, error) from error
 
 
 def _is_batch(system: pafs.FileSystem, files: Sequence[File]) -> bool:

@@ -13,11 +13,10 @@ from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import DataError
 from rtr_ray.estimators.base import Estimator, columns_of
 from rtr_ray.folds import predict_held_out, with_test_rows
-from rtr_ray.held_out import HeldOut
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.pool import Pool
 from rtr_ray.router import RouterFolder, embed_profiles, train
-from rtr_ray.types import Candidate, Estimate, Outcomes
+from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +66,8 @@ def train_router(
         )
     known = pivot(split_rows(long, "train"), candidates)
     known_MD = encoder.encode(known.queries)
-    folder = train(known, pool, encoder, estimator, known_MD)
-    kept: HeldOut | None = None
-    if folds != 0:
-        profiles = embed_profiles(pool, encoder, known.candidates)
-        kept = predict_held_out(known, known_MD, profiles, estimator, folds)
+    folder = train_and_hold_out(known, pool, encoder, estimator, known_MD, folds)
+    kept = folder.held_out
     held_out: Mapping[str, Any] = {}
     test_rows = split_rows(long, "test")
     if len(test_rows):
@@ -91,6 +87,32 @@ def train_router(
         _other_pool(long, pool),
         held_out,
     )
+
+
+def train_and_hold_out(
+    outcomes: Outcomes,
+    pool: Pool,
+    encoder: Encoder,
+    estimator: Estimator,
+    embeddings_MD: FloatArray,
+    folds: int | None = None,
+) -> RouterFolder:
+    """Train, with the held-out predictions that forecasts stand on.
+
+    Args:
+        outcomes: M queries.
+        pool: Its candidates, as far as they have outcomes, are learned.
+        encoder: For the profiles.
+        estimator: The recipe.
+        embeddings_MD: Of those queries.
+        folds: As for `train_router`.
+    """
+    folder = train(outcomes, pool, encoder, estimator, embeddings_MD)
+    if folds == 0:
+        return folder
+    profiles = embed_profiles(pool, encoder, outcomes.candidates)
+    kept = predict_held_out(outcomes, embeddings_MD, profiles, estimator, folds)
+    return replace(folder, held_out=kept)
 
 
 def encoder_spec(name: str | Mapping[str, Any]) -> dict[str, Any]:

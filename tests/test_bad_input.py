@@ -18,12 +18,14 @@ import pytest
 from safetensors.numpy import save
 from typer.testing import CliRunner
 
+from benchmarks.fault_tools.s3 import S3
 from rtr_ray.cli import app
 from rtr_ray.config import load_pool
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.errors import RouterError
 from rtr_ray.router import RouterFolder
 from rtr_ray.run_folder import RunFolder
+from rtr_ray.storage import open_store
 from tests.test_cli import JOB, POOL, write_outcomes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,10 +72,10 @@ def said(*arguments: str) -> str:
     return line.removeprefix("error: ")
 
 
-def said_outside(*arguments: str, by: tuple[str, ...] = ()) -> str:
+def said_outside(*arguments: str, by: tuple[str, ...] = (), **variables: str) -> str:
     """The same of a command that comes further, in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    environment |= {"PYTHONPATH": str(ROOT), "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"}
+    environment |= {"PYTHONPATH": str(ROOT), "HOME": "/", "PYTHONDONTWRITEBYTECODE": "1"} | variables
     done = subprocess.run(
         [*by, sys.executable, "-c", COMMAND, *arguments],
         env=environment, capture_output=True, text=True, timeout=300, check=False,
@@ -267,6 +269,22 @@ def test_an_output_without_permission_is_told(here: Path, command: tuple[str, ..
     assert files_of(here) == before
     assert not (here / "run").exists()
     assert list((here / "closed").iterdir()) == []
+
+
+@pytest.mark.parametrize(("command", "folder"), [(RUN, "run"), (COLLECT, "run/_run")], ids=["run", "collect"])
+def test_a_bucket_that_one_may_only_read_is_told_before_anything_is_asked(
+    here: Path, command: tuple[str, ...], folder: str, s3_bucket: str, s3_environment: str
+):
+    before = files_of(here)
+    with S3(upstream=s3_environment) as s3:
+        s3.kinds, s3.strength = ("403 to writes",), 1.0
+        message = said_outside(*command, "--output", f"{s3_bucket}/run", **s3.variables())
+        assert s3.injected["403 to writes"] > 0
+    assert message.startswith(f"Cannot write {s3_bucket}/{folder}/")
+    assert "Access Denied" in message
+    assert message.endswith("the region and the credentials.")
+    assert files_of(here) == before
+    assert open_store(s3_bucket).keys() == []
 
 
 def test_a_cluster_that_does_not_answer_is_told_and_the_same_command_may_go_on(here: Path):

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rtr_ray.corpus import Columns, Corpus, stable_id
+from rtr_ray.corpus import Columns, Corpus, filesystem, stable_id
 from rtr_ray.errors import DataError
-from rtr_ray.reading import open_corpus, read_split
+from rtr_ray.formats import READERS
+from rtr_ray.reading import open_corpus, read_split, split_file
 from rtr_ray.storage import s3_client
 
 
@@ -47,6 +48,15 @@ def parquet(path: Path, row_group_size: int = 1000, **columns: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path, row_group_size=row_group_size)
     return path
+
+
+def test_a_file_that_cannot_be_read_a_second_time_is_named(tmp_path: Path):
+    path = parquet(tmp_path / "a.parquet", query=["1+1?"])
+    corpus = opened(path)
+    path.unlink()
+    system, _ = filesystem(str(path))
+    with pytest.raises(DataError, match=r"^Cannot read a\.parquet as parquet: "):
+        split_file(READERS["parquet"], system, corpus.files[0], 10, 10)
 
 
 def texts(rows: list[dict[str, Any]]) -> list[Any]:

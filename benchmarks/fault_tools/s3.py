@@ -24,6 +24,7 @@ FAULTS = ("500", "503", "cut before", "cut after", "cut within")
 _REPLIES = {
     "500": ("500 Internal Server Error", "InternalError", "We encountered an internal error."),
     "503": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
+    "403 to writes": ("403 Forbidden", "AccessDenied", "Access Denied"),  # never passes: no kind of FAULTS
 }
 BUCKET = "faults"
 
@@ -37,24 +38,26 @@ class S3:
         kinds: How they do.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, upstream: str | None = None) -> None:
+        """A proxy before a server of its own, or before one at http://127.0.0.1:PORT that is there."""
         self.injected: Counter[str] = Counter()
         self.strength = 0.0
         self.kinds: Sequence[str] = FAULTS
         self.port = 0
         self._luck = random.Random(seed)
         self._server: subprocess.Popen[str] | None = None
-        self._upstream = 0
+        self._upstream = int(upstream.rpartition(":")[2]) if upstream else 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._up = threading.Event()
 
     def __enter__(self) -> S3:
-        self._server = subprocess.Popen(
-            [sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        assert self._server.stdout is not None
-        self._upstream = int(self._server.stdout.readline())
+        if not self._upstream:
+            self._server = subprocess.Popen(
+                [sys.executable, "-c", _SERVER], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            assert self._server.stdout is not None
+            self._upstream = int(self._server.stdout.readline())
         self._thread.start()
         if not self._up.wait(30):
             raise RuntimeError("The proxy before the S3 server did not start.")
@@ -92,6 +95,8 @@ class S3:
             head = await reader.readuntil(b"\r\n\r\n")
             body = await _body(head, reader, writer)
             fault = self._luck.choice(self.kinds) if self._luck.random() < self.strength else None
+            if fault == "403 to writes" and head.startswith((b"GET", b"HEAD")):
+                fault = None
             if fault is not None:
                 self.injected[fault] += 1
             if fault in _REPLIES:

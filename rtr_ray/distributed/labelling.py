@@ -35,11 +35,12 @@ from rtr_ray.labels import FEW_ROWS, Labels, check_enough, next_rows, pilot_exha
 from rtr_ray.outcomes import pivot, read_long
 from rtr_ray.pool import fingerprint
 from rtr_ray.reading import read_split
-from rtr_ray.router import embed_profiles, train
+from rtr_ray.router import embed_profiles
 from rtr_ray.run_folder import RUN, RunFolder, moved_aside
 from rtr_ray.screen import Screen, money
 from rtr_ray.storage import open_store
 from rtr_ray.summary import plain
+from rtr_ray.training import train_and_hold_out
 from rtr_ray.types import Outcomes
 from rtr_ray.verdict import Labelled, Verdict, verdict
 
@@ -243,10 +244,11 @@ class _Steps:
             usd_per_row = float(work.budget_usd - labels.gone_usd) / self.rows_total
             found = verdict(labelled, work.estimator, work.policy, usd_per_row)
             if found.used:
-                router = train(outcomes, work.pool, work.encoder, work.estimator, encoded_MD)
+                router = train_and_hold_out(outcomes, work.pool, work.encoder, work.estimator, encoded_MD)
             else:  # looks at no embedding: one that costs nothing will do
-                prior = registry.build("prior", ESTIMATORS, "estimator")
-                router = train(outcomes, work.pool, HashEncoder(1), prior)
+                prior, encoder = registry.build("prior", ESTIMATORS, "estimator"), HashEncoder(1)
+                encoded_MD = encoder.encode(outcomes.queries)
+                router = train_and_hold_out(outcomes, work.pool, encoder, prior, encoded_MD)
             # before the router, which says that all is done
             self._save(replace(labels, routing=found.to_json()))
             replace(router, metrics={**router.metrics, "routing": found.to_json()}).save(work.router)

@@ -94,6 +94,10 @@ def test_one_command_labels_trains_and_answers_and_all_dollars_add_up(bench: Wor
     dear = [row["question"].startswith("A riddle") for row in asked if row["model"] == "strong"]
     assert sum(dear) > 0.8 * len(dear) > 100
     assert found["accuracy"] > 0.7
+    # forecasts by this router have intervals
+    held_out = RouterFolder.load(str(bench.folder / "run-router")).held_out
+    assert held_out is not None
+    assert len(held_out.query_ids) == 80
 
 
 def test_where_routing_does_not_pay_the_best_fixed_mix_is_used_and_a_judge_is_paid_from_the_budget(
@@ -111,7 +115,9 @@ def test_where_routing_does_not_pay_the_best_fixed_mix_is_used_and_a_judge_is_pa
     assert len(metered(bench.meter)) == 2 * 3 * found["labels"]["rows"] + found["rows"]["answered"]
     assert not found["routing"]["used"]
     assert "Routing does not pay here: the best fixed mix for the budget is used." in said
-    assert RouterFolder.load(str(bench.folder / "run-router")).estimator.kind == "prior"
+    router = RouterFolder.load(str(bench.folder / "run-router"))
+    assert router.estimator.kind == "prior"
+    assert router.held_out is not None
     assert found["accuracy"] is None, "a judge serves the labels; the run has one answer of each row"
     assert Decimal(cost["total"]) == metered_usd(bench) <= BUDGET
     assert Decimal(cost["labels"]) > spent_on_labels(bench), "the judge's dollars are in it"
