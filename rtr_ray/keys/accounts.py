@@ -14,8 +14,9 @@ import json
 import math
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from decimal import Decimal
 
 from rtr_ray.gate import Hold, Offer, Refusal
 from rtr_ray.keys.limits import ALL, GLOBAL, next_period, period_names, to_pusd, to_usd
@@ -25,6 +26,8 @@ from rtr_ray.types import Candidate
 _MINUTE_S = 60.0
 _SLACK_S = 1e-6  # of floats, so that three of three a minute get through
 _SOON_S = 1.0  # when to come again if only what is in flight is in the way
+BATCHES = "batches"  # the owner of their holds, who never dies
+_BATCH = Candidate("batch", "all")
 _SPANS = {"day": "a day", "month": "a month", ALL: "in all"}
 
 
@@ -113,6 +116,36 @@ class Books:
             blocks.append(found_block)
         # of several reasons the one that ends first; of those that last, the cheapest offer's
         return _refusal(min(reversed(blocks), key=lambda block: block.wait_s))
+
+    def allot(self, hold_id: str, key_id: str, wanted_usd: Decimal | None) -> Decimal | Refusal | None:
+        """Put aside for a whole batch; gives how much that is, None where nothing bounds it.
+
+        The hold belongs to the batch and not to a process: no lease ends it, but the batch's end does.
+        Limits of single requests are not looked at.
+
+        Args:
+            hold_id: Of the batch; asked again, it has what it had.
+            key_id: Who pays.
+            wanted_usd: What it may spend; None: all that is left.
+        """
+        payer, everybody = self._account(key_id), self._account(GLOBAL)
+        if payer is None or payer.revoked or payer.id == GLOBAL or everybody is None:
+            return Refusal("invalid_api_key", "The API key is not valid, or was revoked.")
+        accounts = tuple(replace(one, max_request=None, rpm=None, tpm=None) for one in (payer, everybody))
+        lefts = [
+            budget - self._counter(account.id, self._periods[kind]).committed
+            for account in accounts
+            for kind, budget in account.budgets.items()
+            if budget is not None
+        ]
+        bounded = wanted_usd is not None or bool(lefts)
+        usd = to_usd(max(min(lefts, default=0), 0)) if wanted_usd is None else wanted_usd
+        ask = Ask(hold_id, key_id, (Offer(_BATCH, usd, 0),))
+        if (found := self._found(ask)) is None:
+            if blocks := [*self._money(accounts, ask.offers[0])]:
+                return _refusal(max(blocks, key=lambda block: block.wait_s))
+            found = self._hold(BATCHES, ask, accounts, ask.offers[0])
+        return found.offer.worst_usd if bounded else None
 
     def close(self, close: Close) -> None:
         """End a hold, once."""

@@ -37,7 +37,7 @@ class Runner(Protocol):
         ...
 
     def committed_usd(self, output: Path) -> Decimal:
-        """What that run has spent, and what it may have spent where a count was lost."""
+        """What that run has spent, and what it may have spent where a count was lost; 0: it never began."""
         ...
 
 
@@ -48,12 +48,14 @@ class BatchRun:
     store: BatchStore
     runner: Runner
     work: Path  # a folder for the corpora and runs of all batches
+    keyed: bool = True  # False: there are no keys, and nobody's budget pays
 
     def carry_out(self, key_id: str, batch_id: str) -> dict[str, Any]:
         """Bring a batch to its end; gives its object. Call it again after a restart.
 
-        A mixed file is run model by model, in the order in which they first occur; each may spend what
-        the ones before have left.
+        Its budget is set aside from its key's when it begins, and settled when it ends: so batches and
+        single requests share the key's budgets. A mixed file is run model by model, in the order in
+        which they first occur; each may spend what the ones before have left.
         """
         batch = self.store.retrieve(key_id, batch_id)
         try:
@@ -62,14 +64,15 @@ class BatchRun:
             if batch["status"] == "in_progress":
                 batch = self._answer(key_id, batch)
             if batch["status"] == "finalizing":
-                batch = self._finish(key_id, batch)
+                batch = self._end(key_id, batch, "completed")
         except RtrError as error:
             batch = self.store.retrieve(key_id, batch_id)
             if batch["status"] not in ("cancelling", "cancelled"):
                 problem = Problem(None, "batch_failed", error.message)
-                return self.store.advance(key_id, batch_id, "failed", problems=[problem])
+                spent_usd = self._committed_usd(batch)
+                return self.store.advance(key_id, batch_id, "failed", problems=[problem], spent_usd=spent_usd)
         if batch["status"] == "cancelling":
-            batch = self.store.advance(key_id, batch_id, "cancelled", **self._files(key_id, batch))
+            batch = self._end(key_id, batch, "cancelled")
         return batch
 
     def _validate(self, key_id: str, batch: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +81,8 @@ class BatchRun:
         for one in self._read(key_id, batch):
             total += isinstance(one, BatchRequest)
             problems += [one] if isinstance(one, Problem) else []
+        if self.keyed and not problems:
+            return self.store.allot(key_id, batch["id"], Counts(total))
         status = "failed" if problems else "in_progress"
         return self.store.advance(key_id, batch["id"], status, Counts(total), problems)
 
@@ -92,7 +97,7 @@ class BatchRun:
             return names[model].open("wb")
 
         total = sum(write_corpora(requests, corpus_of).values())
-        left = budget_of(batch["metadata"] or {})
+        left = self._budget_usd(batch)
         seen: set[str] = set()
         completed = 0
         with (folder / "output").open("wb") as output, (folder / "errors").open("wb") as errors:
@@ -121,8 +126,18 @@ class BatchRun:
         counts = Counts(total, completed, total - completed)
         return self.store.advance(key_id, batch["id"], "finalizing", counts)
 
-    def _finish(self, key_id: str, batch: dict[str, Any]) -> dict[str, Any]:
-        return self.store.advance(key_id, batch["id"], "completed", **self._files(key_id, batch))
+    def _end(self, key_id: str, batch: dict[str, Any], status: str) -> dict[str, Any]:
+        """The status and the money in one transaction, so that neither is told without the other."""
+        files, spent_usd = self._files(key_id, batch), self._committed_usd(batch)
+        return self.store.advance(key_id, batch["id"], status, spent_usd=spent_usd, **files)
+
+    def _budget_usd(self, batch: dict[str, Any]) -> Decimal | None:
+        allotted = (batch.get("rtr") or {}).get("budget_usd")
+        return budget_of(batch["metadata"] or {}) if allotted is None else Decimal(allotted)
+
+    def _committed_usd(self, batch: dict[str, Any]) -> Decimal:
+        runs = (corpus.with_suffix(".run") for corpus in self._folder(batch).glob("*.jsonl"))
+        return sum((self.runner.committed_usd(run) for run in runs), Decimal(0))
 
     def _files(self, key_id: str, batch: dict[str, Any]) -> dict[str, Any]:
         """Keep what was written; a file without a line is not kept, as OpenAI has it."""

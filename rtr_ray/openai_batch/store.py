@@ -13,12 +13,17 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from rtr_ray.errors import DataError, StorageError
+from rtr_ray.errors import BudgetError, DataError, StorageError
+from rtr_ray.gate import Refusal
+from rtr_ray.keys.accounts import Books
 from rtr_ray.keys.database import Database
-from rtr_ray.openai_batch.objects import FOLLOWS, STAMPS, Counts, check_metadata, new_batch
+from rtr_ray.keys.operations import Close
+from rtr_ray.openai_batch.objects import FOLLOWS, STAMPS, Counts, budget_of, check_metadata, new_batch
 from rtr_ray.openai_batch.requests import CHAT, Problem
 
 _TABLES = (
@@ -184,6 +189,7 @@ class BatchStore:
         status: str | None = None,
         counts: Counts | None = None,
         problems: Sequence[Problem] = (),
+        spent_usd: Decimal | None = None,
         **more: Any,
     ) -> dict[str, Any]:
         """Say how far a batch has come. Telling the same again changes nothing.
@@ -194,6 +200,7 @@ class BatchStore:
             status: The new one; None: as before.
             counts: Of its requests.
             problems: Why its file cannot be used.
+            spent_usd: What it came to, at its end: the rest of what was allotted is free again.
             **more: `output_file_id`, `error_file_id`, `usage`.
 
         Raises:
@@ -207,10 +214,38 @@ class BatchStore:
                 told = [problem.to_json() for problem in problems[:_MOST_ERRORS]]
                 found["errors"] = {"object": "list", "data": told}
             found |= more
+            if spent_usd is not None:
+                books = self._books(db)
+                books.close(Close(batch_id, spent_usd))
+                books.flush()
             if status is not None and status != found["status"]:
                 return self._move(db, key_id, found, status)
             self._put(db, "batches", key_id, found)
             return found
+
+    def allot(self, key_id: str, batch_id: str, counts: Counts) -> dict[str, Any]:
+        """Begin a batch: what it may spend is set aside from its key's budgets, in the same transaction.
+
+        That is its `metadata.budget_usd`, or all that the key has left. The object says how much, as
+        `rtr.budget_usd`; null where nothing bounds it.
+
+        Raises:
+            BudgetError: If the key has not got as much.
+            DataError: If the batch cannot begin (it was cancelled meanwhile, say).
+        """
+        with self._database.transaction() as db:
+            batch = self._get(db, "batches", key_id, batch_id)
+            books = self._books(db)
+            found = books.allot(batch_id, key_id, budget_of(batch["metadata"] or {}))
+            if isinstance(found, Refusal):
+                raise BudgetError(found.message)
+            books.flush()
+            batch["request_counts"] = counts.to_json()
+            batch["rtr"] = {"budget_usd": None if found is None else f"{found:f}"}
+            return self._move(db, key_id, batch, "in_progress")
+
+    def _books(self, db: sqlite3.Connection) -> Books:
+        return Books(db, datetime.fromtimestamp(self.now(), UTC), time.monotonic())
 
     def _move(
         self, db: sqlite3.Connection, key_id: str, found: dict[str, Any], status: str
