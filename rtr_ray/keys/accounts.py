@@ -29,6 +29,7 @@ _SOON_S = 1.0  # when to come again if only what is in flight is in the way
 BATCHES = "batches"  # the owner of their holds, who never dies
 _BATCH = Candidate("batch", "all")
 _SPANS = {"day": "a day", "month": "a month", ALL: "in all"}
+_NOW = {"day": "today", "month": "this month", ALL: "in all"}
 
 
 @dataclass(slots=True)
@@ -220,8 +221,10 @@ class Books:
                 left = budget - counter.committed
                 if worst <= left:
                     continue
-                of = f"${_dollars(budget)} {_SPANS[kind]}"
-                short = f"{who} has ${_dollars(max(left, 0))} left of {of}, and {costs}"
+                rest = f"${_dollars(max(left, 0))} left of ${_dollars(budget)} {_SPANS[kind]}"
+                if account.id == GLOBAL:  # how much there is in all is no key's business
+                    rest = f"too little left {_NOW[kind]}"
+                short = f"{who} has {rest}, and {costs}"
                 begins = next_period(kind, self._now)
                 if worst <= left + counter.reserved:
                     reason = f"{short}; the rest is set aside for requests that are on their way"

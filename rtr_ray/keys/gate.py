@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from rtr_ray.keys.operations import Admit, Ask, Close, Operation, Result
 from rtr_ray.keys.store import LEASE_S, KeyStore
 from rtr_ray.keys.tokens import digest_of_bearer
 
+_LOG = logging.getLogger(__name__)
 _MOST_TOGETHER = 256  # operations of one transaction
 _PATIENCE_S = 10.0  # for one call; a request must not hang on the keys
 _CACHE_S = 5.0  # who has a token; what they may spend is read at every reservation
@@ -69,6 +71,7 @@ class KeyGate:
     _queue: list[tuple[Operation, asyncio.Future[Result]]] = field(default_factory=list)
     _open: dict[str, float] = field(default_factory=dict)  # hold -> when it was made
     _owed: dict[str, Close] = field(default_factory=dict)  # what could not be delivered
+    _trouble: str = ""  # what was logged last
     _pumping: asyncio.Task[None] | None = None
     _keeping: asyncio.Task[None] | None = None
 
@@ -165,16 +168,27 @@ class KeyGate:
             async with asyncio.timeout(self.patience_s):
                 results = await self.bank.apply(self.owner, [*owed.values(), *operations])
         except (RtrError, TimeoutError) as error:
+            self._say(error.message if isinstance(error, RtrError) else "The keys did not answer in time.")
             # it may have been carried out although no answer came: so what was asked for is released later
             for one in operations:
                 if not isinstance(one, Admit):
                     close = Close(one.hold_id) if isinstance(one, Ask) else one
                     self._owed.setdefault(close.hold_id, close)
-            return [None if isinstance(one, Close) else _unavailable(error) for one in operations]
+            return [None if isinstance(one, Close) else _unavailable() for one in operations]
+        self._say("")
         for hold_id, close in owed.items():
             if self._owed.get(hold_id) is close:
                 del self._owed[hold_id]
         return results[len(owed) :]
+
+    def _say(self, trouble: str) -> None:
+        """Log what is wrong, once for each change."""
+        if trouble != self._trouble:
+            if trouble:
+                _LOG.error("%s Nothing is spent until the keys can be read.", trouble)
+            else:
+                _LOG.warning("The keys can be read again.")
+            self._trouble = trouble
 
     def _keep(self) -> None:
         """See to it that the lease is renewed, and what is owed delivered, as long as there is any."""
@@ -193,7 +207,8 @@ class KeyGate:
                 await self._call([])
 
 
-def _unavailable(error: Exception) -> Refusal:
-    """Who cannot be asked grants nothing."""
-    what = error.message if isinstance(error, RtrError) else "The keys did not answer in time."
-    return Refusal("unavailable", f"{what} Nothing is spent until they can be read.", 1.0)
+def _unavailable() -> Refusal:
+    """Who cannot be asked grants nothing. Where the file is and what is wrong stands in the log alone."""
+    return Refusal(
+        "unavailable", "The API keys cannot be read just now. Nothing is spent until they can be.", 1.0
+    )
