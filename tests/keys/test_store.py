@@ -155,8 +155,8 @@ def test_all_keys_together_keep_to_the_global_budget(tmp_path):
     desk.hold(keys[0].id, offer("1"))
     refusal = desk.refusal(keys[1].id, offer("1"))
     assert refusal.message == (
-        "The endpoint has too little left this month, and large:cot may cost $1.00; the rest is set aside for "
-        "requests that are on their way."
+        "The endpoint has too little left this month, and large:cot may cost $1.00; the rest is set aside "
+        "for requests that are on their way."
     )
     desk.hold(keys[1].id, offer("0.5"))
     assert sums(store) == (0, 0, usd("1.5"))
