@@ -28,6 +28,7 @@ LAYERS = (
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},
+    {"keys", "openai_batch"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality"},
     {"pool_file"},
