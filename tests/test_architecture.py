@@ -29,7 +29,7 @@ LAYERS = (
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
-    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality"},
+    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
     {"embedded"},
@@ -48,6 +48,7 @@ ONLY_IN = {
     "numba": {"estimators.rtr_table"},
     "openai": {"executors.openai"},
     "boto3": {"storage"},
+    "matplotlib": {"reports.png"},
 }
 """package -> modules, or folders of modules, that may import it."""
 

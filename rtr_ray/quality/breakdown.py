@@ -49,7 +49,7 @@ def traced(curves: Sequence[Curve], cost_G: FloatArray) -> list[list[float | Non
 
 
 def operating_point(cost_L: FloatArray, accuracy_L: FloatArray, most: float) -> int:
-    """The number of the price at which a router is right most often for a mean cost; of equals the cheaper."""
+    """The price (its number) at which a router is most often right for a cost; of equals the cheapest."""
     within_L = cost_L <= most * (1 + 1e-9)
     if not within_L.any():
         return int(np.nanargmin(cost_L))

@@ -71,8 +71,9 @@ class Yardstick:
             },
             "static_hull": {
                 "aiq": Curve.over(cost_C, accuracy_C).height(low, high),
-                "curve": traced([Curve.over(x, y) for x, y in zip(self.cost, self.accuracy, strict=True)],
-                                grid(low, high)),
+                "curve": traced(
+                    [Curve.over(x, y) for x, y in zip(self.cost, self.accuracy, strict=True)], grid(low, high)
+                ),
             },
             "oracle": {
                 "curve": traced(self.oracle, grid(low, high)),

@@ -28,20 +28,20 @@ def _steps(report: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterato
             "`rtr-ray plan` say what your budget buys."
         )
     else:
-        low, high = best["aiq_over_hull_interval"]
+        _low, high = best["aiq_over_hull_interval"]
         yield (
-            f"Without routing the best choice is `{single['candidate']}` where accuracy counts, or a mix along the "
-            "static hull where money does: a job with the `prior` estimator plans that mix for your budget."
+            f"Without routing the best choice is `{single['candidate']}` where accuracy counts, or a mix "
+            "along the static hull where money does: a job with the `prior` estimator plans that mix."
         )
         if high is not None and high > 0.01:
             yield (
-                f"The question is open: the interval reaches {100 * high:+.1f} points. More labelled questions "
-                "make it narrower; `rtr-ray collect` adds to what is there."
+                f"The question is open: the interval reaches {100 * high:+.1f} points. More labelled "
+                "questions make it narrower; `rtr-ray collect` adds to what is there."
             )
     if report["n_train"] < _FEW_QUERIES:
         yield (
-            f"{report['n_train']:,.0f} questions are few to learn from; see whether `rtr-ray collect` with a larger "
-            "`--sample` changes the verdict."
+            f"{report['n_train']:,.0f} questions are few to learn from; see whether `rtr-ray collect` with a "
+            "larger `--sample` changes the verdict."
         )
     yield from _of_predictions(best)
     yield from _of_choices(report, best)
@@ -57,9 +57,7 @@ def _steps(report: Mapping[str, Any], best: Mapping[str, Any] | None) -> Iterato
 def _of_predictions(best: Mapping[str, Any]) -> Iterator[str]:
     ece = best.get("calibration", {}).get("ece")
     if ece is not None and ece > _BADLY_CALIBRATED:
-        yield (
-            f"Predicted accuracy is off by {100 * ece:.0f} points on average: forecasts of accuracy will be, too."
-        )
+        yield (f"Predicted accuracy is off by {100 * ece:.0f} points on average: forecasts will be, too.")
     off = {
         name: row["tokens_predicted_over_actual"]
         for name, row in best.get("tokens", {}).items()
@@ -67,7 +65,7 @@ def _of_predictions(best: Mapping[str, Any]) -> Iterator[str]:
     }
     if off:
         told = ", ".join(f"`{name}` ({ratio:.2f} of the actual)" for name, ratio in off.items())
-        yield f"Lengths are predicted badly for {told}: leave `autopilot` on, which corrects them as answers come in."
+        yield f"Lengths are predicted badly for {told}: leave `autopilot` on, which corrects them on the way."
 
 
 def _of_choices(report: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[str]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Style = Literal["usd", "percent", "number", "seconds"]
+Style = Literal["usd", "percent", "number", "seconds", "odds"]
 Point = tuple[float, float]
+_SHARES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 COLOURS = 8
 """Slots of the palette; slot -1 is the ink of the text, pale."""
 
@@ -44,6 +45,8 @@ def tick(value: float, style: Style) -> str:
         return f"${value:.0e}".replace("e-0", "e-") if 0 < abs(value) < 1e-4 else f"${value:,.10g}"
     if style == "seconds":
         return f"{value:,.0f} s"
+    if style == "odds":  # of a weight: written as the weight
+        return f"{value / (1 + value):.4g}"
     return f"{value:,.10g}"
 
 
@@ -93,6 +96,9 @@ class Axis:
 
     def ticks(self, most: int = 6) -> list[float]:
         """Round values along it, about as many as asked for."""
+        if self.style == "odds":
+            found = [share / (1 - share) for share in _SHARES]
+            return [value for value in found if self.low <= value <= self.high]
         if self.log:
             return _log_ticks(self.low, self.high, most)
         step = _round_step((self.high - self.low) / most)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,8 +65,8 @@ def evaluation_page(report: _Report, command: str = "") -> Page:
         facts,
         [_splits(report), *report["notes"]],
         sections,
-        f"Made by `{command or 'rtr-ray evaluate'}`. Intervals are 95%, by a bootstrap over questions with the "
-        "same draws for all that is compared. No model was called.",
+        f"Made by `{command or 'rtr-ray evaluate'}`. Intervals are 95%, by a bootstrap over questions with "
+        "the same draws for all that is compared. No model was called.",
     )
 
 
@@ -95,11 +96,13 @@ def _cost(value: float | None, unit: Style) -> str:
 
 def _splits(report: _Report) -> str:
     if report["repeats"] is None:
-        return "Learned from the questions that the table marks as `train`, scored on those it marks as `test`."
+        return (
+            "Learned from the questions that the table marks as `train`, scored on those it marks as `test`."
+        )
     seeds = report["seeds"]
     return (
-        f"Means over {report['repeats']} random splits (seeds {seeds[0]} to {seeds[-1]}); questions of one group "
-        "are never on both sides."
+        f"Means over {report['repeats']} random splits (seeds {seeds[0]} to {seeds[-1]}); questions of one "
+        "group are never on both sides."
     )
 
 
@@ -122,13 +125,15 @@ def trade_off(report: _Report, part: str, unit: Style = "usd") -> Chart:
     best = report["verdict"]["estimator"]
     marks: list[Mark] = [
         Line("oracle: knows every answer beforehand", _points(anchors["oracle"]["curve"]), -1),
-        Line("static hull: the best mixes that look at no question", _points(anchors["static_hull"]["curve"]), -1,
+        Line("static hull: mixes that look at no question", _points(anchors["static_hull"]["curve"]), -1,
              dashed=True),
     ]  # fmt: skip
     for slot, one in enumerate(tried):
         band = [(x, low, high) for x, _, low, high in one["curve"] if low is not None]
         # one band: those of several would hide each other
-        marks.append(Line(str(one["name"]), _points(one["curve"]), slot, band=band if one["name"] == best else ()))
+        marks.append(
+            Line(str(one["name"]), _points(one["curve"]), slot, band=band if one["name"] == best else ())
+        )
     rows = anchors["candidates"]
     names = [candidate_name(row) for row in report["candidates"]]
     known = [n for n, row in enumerate(rows) if row["accuracy"] is not None and row["cost_usd"] is not None]
@@ -142,15 +147,21 @@ def trade_off(report: _Report, part: str, unit: Style = "usd") -> Chart:
         )
     )
     places = [place for mark in marks for place in mark.points]
-    heights = [y for _, y in places] + [y for mark in marks if isinstance(mark, Line) for _, *ys in mark.band for y in ys]
-    note = "The band is the 95% interval of the router in the verdict. " if best in [m.name for m in marks] else ""
+    heights = [y for _, y in places] + [
+        y for mark in marks if isinstance(mark, Line) for _, *ys in mark.band for y in ys
+    ]
+    note = (
+        "The band is the 95% interval of the router in the verdict. "
+        if best in [m.name for m in marks]
+        else ""
+    )
     return Chart(
         f"curve-{part}",
         "Accuracy over cost" + (" on questions of another kind" if part == "ood" else ""),
         Axis.over(_cost_label(unit), [x for x, _ in places], unit, log=True),
         Axis.over("right answers", heights, "percent", bounds=(0, 1)),
         marks,
-        note + "Numbers at dots are those of the candidates' table." if len(names) > 1 else note,
+        note + "Each dot is a candidate of the table below.",
     )
 
 
@@ -184,7 +195,9 @@ def _routers(report: _Report, part: str) -> Table:
             ]
         )
     oracle = anchors["oracle"]
-    rows.append(["oracle", f"{oracle['aiq']:.3f}", "-", "100%", shown(oracle["accuracy"], "percent"), "-", "-"])
+    rows.append(
+        ["oracle", f"{oracle['aiq']:.3f}", "-", "100%", shown(oracle["accuracy"], "percent"), "-", "-"]
+    )
     head = (
         "router", "mean height (AIQ)", "points over the hull", "gap closed", "best accuracy",
         "cost saved, best single's accuracy", "cost saved, 1 point below",
@@ -214,8 +227,8 @@ def _of_router(report: _Report, best: Mapping[str, Any], unit: Style) -> Iterato
     at = best["at_best_single_cost"]
     where = (
         f"Here `{name}` is looked at where it costs no more than the best single candidate: at lambda "
-        f"{at['lam']:.3f}, {shown(at['accuracy'], 'percent')} for {_cost(at['cost_usd'], unit)} a question, beside "
-        f"{shown(single['accuracy'], 'percent')} for {_cost(single['cost_usd'], unit)}."
+        f"{at['lam']:.3f}, {shown(at['accuracy'], 'percent')} for {_cost(at['cost_usd'], unit)} a question, "
+        f"beside {shown(single['accuracy'], 'percent')} for {_cost(single['cost_usd'], unit)}."
     )
     if best["by_dataset"]:
         rows = {key: row for key, row in best["by_dataset"].items() if row["queries"]}
@@ -229,7 +242,9 @@ def _of_router(report: _Report, best: Mapping[str, Any], unit: Style) -> Iterato
         if row["queries"]
     }
     if levels:
-        text = "Questions sorted by the accuracy that is predicted for all candidates together, easiest first."
+        text = (
+            "Questions sorted by the accuracy that is predicted for all candidates together, easiest first."
+        )
         yield Section(
             "By predicted difficulty",
             (text,) if best["by_dataset"] else (where, text),
@@ -238,7 +253,7 @@ def _of_router(report: _Report, best: Mapping[str, Any], unit: Style) -> Iterato
         )
     yield Section(
         "Who is asked",
-        ("With lambda near 1 accuracy alone counts, with lambda near 0 cost alone.",),
+        ("Lambda is the weight of accuracy against cost: near 1 accuracy alone counts, near 0 cost alone.",),
         [_shares(best)],
     )
     if "calibration" in best:
@@ -259,7 +274,11 @@ def _of_router(report: _Report, best: Mapping[str, Any], unit: Style) -> Iterato
 def _beside(name: str, title: str, rows: Mapping[str, Mapping[str, Any]], router: str) -> AnyChart:
     groups = [
         Bars(who, [row[f"{key}accuracy"] for row in rows.values()], slot)
-        for who, key, slot in ((router, "", 0), ("best single", "best_single_", 1), ("cheapest", "cheapest_", 7))
+        for who, key, slot in (
+            (router, "", 0),
+            ("best single", "best_single_", 1),
+            ("cheapest", "cheapest_", 7),
+        )
     ]
     return BarChart(name, title, list(rows), groups, Axis("right answers", 0.0, 1.0, "percent"))
 
@@ -285,23 +304,25 @@ def _beside_table(what: str, rows: Mapping[str, Mapping[str, Any]], router: str,
 
 
 def _shares(best: Mapping[str, Any]) -> Chart:
-    lams = [point[2] for point in best["points"]]
-    order = sorted(range(len(lams)), key=lambda number: lams[number])
+    odds = [lam / (1 - lam) if lam < 1 else math.inf for _, _, lam in best["points"]]
+    order = sorted((n for n, value in enumerate(odds) if 0 < value < math.inf), key=lambda n: odds[n])
     most = sorted(best["shares"], key=lambda name: -max(best["shares"][name]))
     own = [name for name in best["shares"] if name in most[:_MOST_SHARES]]
     layers = {name: best["shares"][name] for name in own}
     rest = [values for name, values in best["shares"].items() if name not in own]
     if rest:
         layers["others"] = [sum(column) for column in zip(*rest, strict=True)]
-    marks, floor = [], [0.0] * len(lams)
+    marks, floor = [], [0.0] * len(odds)
     for slot, (name, values) in enumerate(layers.items()):
         top = [below + value for below, value in zip(floor, values, strict=True)]
-        marks.append(Area(name, [(lams[n], floor[n], top[n]) for n in order], slot if name != "others" else -1))
+        marks.append(
+            Area(name, [(odds[n], floor[n], top[n]) for n in order], slot if name != "others" else -1)
+        )
         floor = top
     return Chart(
         "shares",
         "Who is asked, by lambda",
-        Axis("lambda (the weight of accuracy against cost)", 0.0, 1.0),
+        Axis("lambda", odds[order[0]], odds[order[-1]], "odds", True),
         Axis("share of questions", 0.0, 1.0, "percent"),
         marks,
     )
@@ -335,7 +356,7 @@ def _tokens(best: Mapping[str, Any]) -> Chart:
         Dots(name if few else "one candidate each", [(told, real) for told, real in bins], slot if few else 0)
         for slot, (name, bins) in enumerate(lines.items())
     ]
-    y = Axis(f"actual output tokens", x.low, x.high, "number", x.log)
+    y = Axis("actual output tokens", x.low, x.high, "number", x.log)
     return Chart(
         "tokens",
         "Predicted against actual tokens",

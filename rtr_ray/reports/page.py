@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from rtr_ray.reports.chart import AnyChart
-from rtr_ray.reports.style import CSS
+from rtr_ray.reports.style import css
 from rtr_ray.reports.svg import svg
 
 
@@ -52,16 +52,18 @@ class Page:
 
 def html(page: Page) -> str:
     """The page as one HTML file: no script, no font, no picture from elsewhere."""
-    facts = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts)
+    facts = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in page.facts
+    )
     notes = "".join(f'<p class="note">{_prose(note)}</p>' for note in page.notes)
     kind = "verdict" if page.good else "verdict no"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(page.title)}</title><style>{CSS}</style></head><body><main>"
+        f"<title>{escape(page.title)}</title><style>{css()}</style></head><body><main>"
         f"<h1>{escape(page.title)}</h1>"
         f'<div class="{kind}"><p>{_prose(page.verdict)}</p></div>{notes}'
-        f'{f"<dl class=facts>{facts}</dl>" if facts else ""}'
+        f"{f'<dl class=facts>{facts}</dl>' if facts else ''}"
         + "\n".join(map(_section, page.sections))
         + f"<footer>{_prose(page.made)}</footer></main></body></html>\n"
     )
@@ -71,7 +73,11 @@ def _section(section: Section) -> str:
     return (
         f"<section><h2>{escape(section.title)}</h2>"
         + "".join(f"<p>{_prose(text)}</p>" for text in section.text)
-        + (f"<ul>{''.join(f'<li>{_prose(step)}</li>' for step in section.steps)}</ul>" if section.steps else "")
+        + (
+            f"<ul>{''.join(f'<li>{_prose(step)}</li>' for step in section.steps)}</ul>"
+            if section.steps
+            else ""
+        )
         + "".join(map(_figure, section.charts))
         + "".join(map(_table, section.tables))
         + "</section>"
@@ -79,9 +85,7 @@ def _section(section: Section) -> str:
 
 
 def _figure(chart: AnyChart) -> str:
-    legend = "".join(
-        f"<li>{_key(colour, kind)}{escape(name)}</li>" for name, colour, kind in chart.legend()
-    )
+    legend = "".join(f"<li>{_key(colour, kind)}{escape(name)}</li>" for name, colour, kind in chart.legend())
     caption = f"<figcaption>{_prose(chart.note)}</figcaption>" if chart.note else ""
     return (
         f'<figure id="{escape(chart.name)}"><ul class="legend">{legend}</ul>'
@@ -110,11 +114,13 @@ def _table(table: Table) -> str:
     rows = ""
     for number, row in enumerate(table.rows):
         cells = "".join(
-            f'<td{side(n)} data-name="{escape(table.head[n])}">{escape(text)}</td>' for n, text in enumerate(row)
+            f'<td{side(n)} data-name="{escape(table.head[n])}">{escape(text)}</td>'
+            for n, text in enumerate(row)
         )
         rows += f"<tr{' class=strong' if number == table.strong else ''}>{cells}</tr>"
     return (
-        f'<div class="table"><table class="stack"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<div class="table"><table class="stack"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
     )
 
 

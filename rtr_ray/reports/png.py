@@ -7,7 +7,14 @@ from typing import Any
 
 from rtr_ray.errors import ConfigError
 from rtr_ray.reports.chart import AnyChart, Area, Axis, BarChart, Chart, Dots, Line, shown, tick
+from rtr_ray.reports.frame import Frame
 from rtr_ray.reports.style import INK, LIGHT
+
+_DPI = 200
+_HEAD, _SIDE = (
+    60,
+    24,
+)  # hundredths of an inch above a plot, for title and legend, and left of it, for the label
 
 
 def available() -> bool:
@@ -29,22 +36,42 @@ def png(chart: AnyChart) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("PNGs need matplotlib: pip install 'rtr-ray[report]'.") from error
-    rows = len(chart.rows) * len(chart.groups) if isinstance(chart, BarChart) else 0
-    figure = Figure(figsize=(9, max(5.0, 0.22 * rows + 1.5)), dpi=160, layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(chart.title, loc="left", fontsize=11)
-    axes.grid(color="#d8dde3", linewidth=0.7)
+    if isinstance(chart, BarChart):
+        rows = len(chart.rows) * len(chart.groups)
+        figure = Figure(figsize=(7.2, max(3.0, 0.18 * rows + 1.5)), dpi=_DPI, layout="constrained")
+        axes = figure.add_subplot()
+    else:
+        frame = Frame.of(chart, wide=True)
+        figure = Figure(figsize=(frame.width / 100, (frame.height + _HEAD) / 100), dpi=_DPI)
+        axes = figure.add_axes(_place(frame))
+    axes.grid(color="#d8dde3", linewidth=0.6)
     axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     if isinstance(chart, BarChart):
         _bars(axes, chart)
+        axes.set_title(chart.title, loc="left", fontsize=10)
+        axes.legend(fontsize=7.5, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     else:
         _plot(axes, chart)
-    if len(names := axes.get_legend_handles_labels()[1]) > 1:
-        axes.legend(fontsize=8, frameon=False, ncols=1 if len(names) < 6 else 2)
+        figure.text(0.01, 0.985, chart.title, fontsize=10, va="top")
+        names = axes.get_legend_handles_labels()[1]
+        columns = 3 if max(map(len, names), default=0) < 30 else 2
+        figure.legend(fontsize=7.5, frameon=False, ncols=columns, loc="upper left", bbox_to_anchor=(0, 0.95))
     sink = BytesIO()
     figure.savefig(sink, format="png", metadata={"Software": "rtr-ray"})
     return sink.getvalue()
+
+
+def _place(frame: Frame) -> tuple[float, float, float, float]:
+    """The axes in a figure that has room for a legend above: left, bottom, width, height, as shares."""
+    height = frame.height + _HEAD
+    return (
+        (frame.left + _SIDE) / frame.width,
+        frame.bottom / height,
+        (frame.width - frame.left - _SIDE - frame.right) / frame.width,
+        (frame.height - frame.top - frame.bottom) / height,
+    )
 
 
 def _colour(slot: int) -> str:
@@ -58,6 +85,7 @@ def _scale(axes: Any, side: str, axis: Axis) -> None:
     getattr(axes, f"set_{side}scale")("log" if axis.log else "linear")
     getattr(axes, f"set_{side}lim")(axis.low, axis.high)
     getattr(axes, f"set_{side}label")(axis.label)
+    drawn.label.set_size(8.5)
     drawn.set_major_locator(FixedLocator(axis.ticks(7)))
     drawn.set_minor_locator(NullLocator())
     drawn.set_major_formatter(FuncFormatter(lambda value, _: tick(value, axis.style)))
@@ -82,8 +110,12 @@ def _plot(axes: Any, chart: Chart) -> None:
         elif isinstance(mark, Dots):
             axes.scatter(x, y, s=24, color="none" if mark.hollow else colour, edgecolors=colour,
                          label=mark.name or None, zorder=3)  # fmt: skip
-            for name, place in zip(mark.labels, mark.points, strict=False):
-                axes.annotate(name, place, textcoords="offset points", xytext=(5, 4), fontsize=7)
+    sides = {"start": "left", "end": "right", "middle": "center"}
+    frame = Frame.of(chart, wide=True)
+    for name in frame.names(chart, short=False):
+        across = (name.x - frame.left) / (frame.width - frame.left - frame.right)
+        up = (frame.height - frame.bottom - name.y) / (frame.height - frame.top - frame.bottom)
+        axes.text(across, up, name.text, ha=sides[name.anchor], fontsize=7.5, transform=axes.transAxes)
 
 
 def _bars(axes: Any, chart: BarChart) -> None:
