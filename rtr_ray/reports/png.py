@@ -14,7 +14,7 @@ _DPI = 200
 _HEAD, _SIDE = (
     60,
     24,
-)  # hundredths of an inch above a plot, for title and legend, and left of it, for the label
+)  # hundredths of an inch above a plot and left of it, for words
 
 
 def available() -> bool:
