@@ -30,7 +30,8 @@ def shown(value: float | None, style: Style) -> str:
             return "$0"
         digits = 2 if abs(value) >= 1 else min(max(2 - math.floor(math.log10(abs(value))), 2), 12)
         text = f"{abs(value):,.{digits}f}"
-        text = text.rstrip("0").rstrip(".") if digits > 2 else text
+        whole, _, cents = text.partition(".")
+        text = f"{whole}.{cents.rstrip('0'):0<2}"
         return f"{'-' if value < 0 else ''}${text}"
     if style == "seconds":
         return f"{value:,.0f} s" if value < 120 else f"{value / 60:,.0f} min"
@@ -104,7 +105,8 @@ class Axis:
         step = _round_step((self.high - self.low) / most)
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
-        return [round(number * step, 12) for number in range(first, last + 1)]
+        digits = 1 - math.floor(math.log10(step))
+        return [round(number * step, digits) for number in range(first, last + 1)]
 
 
 def _round_step(step: float) -> float:

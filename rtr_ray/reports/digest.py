@@ -1,4 +1,4 @@
-"""A run, read part by part: what its page shows, in sums. A part that cannot be read is counted, not fatal."""
+"""A run, read part by part: what its page shows, in sums. A part that cannot be read is named, not fatal."""
 
 from __future__ import annotations
 

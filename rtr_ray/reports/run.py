@@ -29,7 +29,7 @@ _ENDINGS = {
 def run_page(digest: Digest) -> Page:
     """The page of a run folder, finished or not."""
     rows = digest.tally.rows
-    spent = digest.tally.cost_usd
+    spent, accuracy = digest.tally.cost_usd, digest.tally.accuracy
     facts = [
         ("rows", "not counted yet" if digest.total_rows is None else f"{digest.total_rows:,}"),
         ("answered", f"{rows['answered']:,}"),
@@ -39,12 +39,12 @@ def run_page(digest: Digest) -> Page:
         ("budget", "none" if digest.budget_usd is None else f"${plain(digest.budget_usd)}"),
         ("remained", _remained(digest)),
         ("forecast of the plan", shown(None if digest.plan is None else digest.plan["cost_usd"], "usd")),
-        ("accuracy", shown(digest.tally.accuracy, "percent") if digest.tally.accuracy is not None else "not graded"),
+        ("accuracy", "not graded" if accuracy is None else shown(accuracy, "percent")),
     ]  # fmt: skip
     if digest.labels_usd:
         facts.insert(5, ("spent on labels", f"${plain(digest.labels_usd)}"))
     return Page(
-        f"Run {digest.uri.rstrip('/').rpartition('/')[2]}",
+        f"Run {'/'.join(digest.uri.rstrip('/').split('/')[-2:])}",
         _verdict(digest),
         digest.status == "completed" and not rows["failed"] and not digest.damaged,
         facts,
@@ -90,8 +90,8 @@ def _notes(digest: Digest) -> Iterator[str]:
         yield f"Damaged, so not counted here: {named}{more}. Restore them; see `docs/batch.md`."
     if digest.unknown_usd:
         yield (
-            f"Replies were lost with what they cost: at worst ${plain(digest.unknown_usd)} beyond what is shown as "
-            "spent. The budget holds with them."
+            f"Replies were lost with what they cost: at worst ${plain(digest.unknown_usd)} beyond what is "
+            "shown as spent. The budget holds with them."
         )
     if digest.tally.unpriced:
         yield f"Of {digest.tally.unpriced:,} answered rows nobody knows the cost."
@@ -125,8 +125,8 @@ def _steps(digest: Digest) -> Iterator[str]:
             f": about {shown(each * rows['skipped_budget'], 'usd')} at the mean cost of a row" if each else ""
         )
         yield (
-            f"{rows['skipped_budget']:,} rows were not reached. `--budget-usd` with a larger amount and the same "
-            f"output goes on with them{more}."
+            f"{rows['skipped_budget']:,} rows were not reached. `--budget-usd` with a larger amount and the "
+            f"same output goes on with them{more}."
         )
     if rows["failed"]:
         yield f"{rows['failed']:,} rows failed; `--retry-failed` asks those again that were not paid for."
@@ -136,8 +136,8 @@ def _steps(digest: Digest) -> Iterator[str]:
     actual = sum(one.actual_tokens for one in digest.predicted.values())
     if tokens and abs(actual / tokens - 1) > _OFF:
         yield (
-            f"Answers were {actual / tokens:.2f} times as long as predicted: `rtr-ray collect` on a sample of this "
-            "corpus, and a router trained on it, would forecast better."
+            f"Answers were {actual / tokens:.2f} times as long as predicted: `rtr-ray collect` on a sample "
+            "of this corpus, and a router trained on it, would forecast better."
         )
     if digest.tally.accuracy is None and answered:
         yield "Nothing was graded: with a reference column and a `grader` a run says how often it was right."
@@ -169,14 +169,11 @@ def _over_time(digest: Digest) -> Section:
         marks.append(Area(name, points, slot if name != "others" else -1))
         floor = top
     lines: list[Mark] = []
-    limits = {
-        "budget": digest.budget_usd,
-        "forecast": None if digest.plan is None else digest.plan["cost_usd"],
-    }
-    for name, value in limits.items():
+    forecast = None if digest.plan is None else digest.plan["cost_usd"]
+    for name, value, slot in (("forecast of the plan", forecast, 7), ("budget", digest.budget_usd, -1)):
         if value is not None and float(value) < 3 * floor[-1]:
-            lines.append(Line(name, [(0.0, float(value)), (span_s, float(value))],
-                              1 if name == "budget" else -1, dashed=True))  # fmt: skip
+            at = float(value)
+            lines.append(Line(name, [(0.0, at), (span_s, at)], slot, dashed=name != "budget"))
     heights = [floor[-1], *(mark.points[0][1] for mark in lines)]
     chart = Chart(
         "spending",
@@ -218,8 +215,8 @@ def _by_candidate(digest: Digest) -> Section:
             ]
         )
     head = (
-        "candidate", "rows answered", "input tokens", "output tokens", "spent", "predicted dollars", "accuracy",
-        "predicted accuracy",
+        "candidate", "rows answered", "input tokens", "output tokens", "spent", "predicted dollars",
+        "accuracy", "predicted accuracy",
     )  # fmt: skip
     return Section("By candidate", (), [chart], [Table(head, rows)])
 
@@ -259,8 +256,8 @@ def _predictions(digest: Digest) -> Section | None:
         for c, one in found.items()
     ]
     head = (
-        "candidate", "predicted tokens", "actual tokens", "actual over predicted", "predicted accuracy, graded rows",
-        "their accuracy",
+        "candidate", "predicted tokens", "actual tokens", "actual over predicted",
+        "predicted accuracy, graded rows", "their accuracy",
     )  # fmt: skip
     return Section("Predicted and actual", (), [chart], [Table(head, rows)])
 
@@ -291,10 +288,9 @@ def _otherwise(digest: Digest) -> Section | None:
     ]
     if not rows or digest.plan is None:
         return None
-    rows.insert(
-        0, ["the plan", f"{digest.plan['rows'] - digest.plan['unrouted']:,}", shown(digest.plan["cost_usd"], "usd"),
-            shown(digest.plan["accuracy"], "percent")],
-    )  # fmt: skip
+    planned = f"{digest.plan['rows'] - digest.plan['unrouted']:,}"
+    whole = (shown(digest.plan["cost_usd"], "usd"), shown(digest.plan["accuracy"], "percent"))
+    rows.insert(0, ["the plan", planned, *whole])
     head = ("if all rows went to", "rows it can take", "dollars", "accuracy")
     text = "By the estimates that the first plan was made of, not by what happened."
     return Section("Without routing", (text,), (), [Table(head, rows, 0)])

@@ -115,7 +115,7 @@ def _bars(chart: BarChart, wide: bool) -> str:
     width = 720 if wide else 360
     longest = max((len(row) for row in chart.rows), default=1)
     beside = wide and longest * LETTER < _BESIDE
-    left = 8 + longest * LETTER if beside else 4.0
+    left = 8 + longest * LETTER if beside else 10.0
     head = 0 if beside else 18
     group = head + _ROW * len(chart.groups) + 12
     height = 12 + group * len(chart.rows) + 40
