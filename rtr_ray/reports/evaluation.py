@@ -146,10 +146,9 @@ def trade_off(report: _Report, part: str, unit: Style = "usd") -> Chart:
             [n + 1 for n in known],
         )
     )
-    places = [place for mark in marks for place in mark.points]
-    heights = [y for _, y in places] + [
-        y for mark in marks if isinstance(mark, Line) for _, *ys in mark.band for y in ys
-    ]
+    places = [place for mark in marks if not isinstance(mark, Area) for place in mark.points]
+    bands = [place for mark in marks if isinstance(mark, Line) for place in mark.band]
+    heights = [y for _, y in places] + [y for _, *ends in bands for y in ends]
     note = (
         "The band is the 95% interval of the router in the verdict. "
         if best in [m.name for m in marks]

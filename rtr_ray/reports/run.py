@@ -168,13 +168,13 @@ def _over_time(digest: Digest) -> Section:
         points = [(span_s * n / steps, floor[n], top[n]) for n in range(steps + 1)]
         marks.append(Area(name, points, slot if name != "others" else -1))
         floor = top
-    lines: list[Mark] = []
+    lines: list[Line] = []
     forecast = None if digest.plan is None else digest.plan["cost_usd"]
-    for name, value, slot in (("forecast of the plan", forecast, 7), ("budget", digest.budget_usd, -1)):
-        if value is not None and float(value) < 3 * floor[-1]:
-            at = float(value)
+    for name, limit, slot in (("forecast of the plan", forecast, 7), ("budget", digest.budget_usd, -1)):
+        if limit is not None and float(limit) < 3 * floor[-1]:
+            at = float(limit)
             lines.append(Line(name, [(0.0, at), (span_s, at)], slot, dashed=name != "budget"))
-    heights = [floor[-1], *(mark.points[0][1] for mark in lines)]
+    heights = [floor[-1], *(line.points[0][1] for line in lines)]
     chart = Chart(
         "spending",
         "Spending over time, by candidate",

@@ -134,15 +134,15 @@ def _bars(chart: BarChart, wide: bool) -> str:
         else:
             pen.text(left, top + 12, row, "name")
         for place, bars in enumerate(chart.groups):
-            value = bars.values[number]
+            length = bars.values[number]
             y = top + head + place * _ROW
-            if value is None:
+            if length is None:
                 pen.text(zero + 4, y + 11, "-", "tick")
                 continue
-            x = frame.x(inside(chart.x.at(value)))
+            x = frame.x(inside(chart.x.at(length)))
             pen.parts.append(
                 f'<rect class="bar f{_slot(bars.colour)}" x="{min(zero, x):.1f}" y="{y}" '
                 f'width="{max(abs(x - zero), 1):.1f}" height="{_ROW - 4}"/>'
             )
-            pen.text(max(x, zero) + 4, y + 10, shown(value, chart.x.style), "tick")
+            pen.text(max(x, zero) + 4, y + 10, shown(length, chart.x.style), "tick")
     return pen.svg(chart.title, wide)
