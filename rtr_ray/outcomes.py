@@ -71,15 +71,34 @@ def read_long(uri: str) -> pa.Table:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"Cannot read {file.relative} as outcomes: {first_line(error)}.") from error
         tables.append(pa.table(columns, schema=SCHEMA))
-    return _checked(pa.concat_tables(tables), uri)
+    return checked(pa.concat_tables(tables), uri)
 
 
-def _checked(table: pa.Table, uri: str) -> pa.Table:
+def checked(table: pa.Table, uri: str) -> pa.Table:
+    """The table, whose values are possible.
+
+    Args:
+        table: A long table of outcomes.
+        uri: What it is called in errors.
+
+    Raises:
+        DataError: If ids or names are null, or a number is none or beyond what is possible.
+    """
     for name in ("query_id", "query", "model", "strategy"):
         if nulls := table[name].null_count:
             raise DataError(f"{uri}: {name} is null in {nulls} of {len(table)} rows.")
-    for name, low, high in (("correct", 0, 1), ("output_tokens", 0, None), ("input_tokens", 0, None)):
+    for name, low, high in (
+        ("correct", 0, 1),
+        ("output_tokens", 0, None),
+        ("input_tokens", 0, None),
+        ("cost_usd", 0, None),
+    ):
         column = table[name].cast(pa.float64())
+        if nans := pc.sum(pc.is_nan(column)).as_py():
+            raise DataError(
+                f"{uri}: {name} is not a number (NaN) in {nans} of {len(table)} rows. Leave a value that is "
+                "not known empty (null)."
+            )
         extremes = pc.min_max(column).as_py()
         if extremes["min"] is None:
             continue

@@ -29,7 +29,7 @@ LAYERS = (
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
-    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"},
+    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
     {"embedded"},

@@ -87,6 +87,43 @@ def collect(
         raise typer.Exit(BUDGET_EXHAUSTED)
 
 
+@app.command("import-outcomes")
+def import_outcomes(
+    files: Annotated[list[Path], typer.Argument(help="Files of results.")],
+    form: Annotated[str, typer.Option("--from", help="routerbench, llmrouterbench or lm-eval.")],
+    output: Annotated[str, typer.Option("--output", help="The Parquet file to write; local or s3://.")],
+    model: Annotated[str | None, typer.Option(help="lm-eval: the model, if not the folder's name.")] = None,
+    strategy: Annotated[str, typer.Option(help="How the models were asked.")] = "vanilla",
+    metric: Annotated[str | None, typer.Option(help="lm-eval: the grade to take.")] = None,
+    filter: Annotated[str | None, typer.Option(help="lm-eval: of several filters the one to take.")] = None,
+) -> None:
+    """Make a table of outcomes of published results: RouterBench, LLMRouterBench, lm-evaluation-harness."""
+    with screening() as screen:
+        from rtr_ray import registry
+        from rtr_ray.importers import KNOWN
+        from rtr_ray.importers.base import Importer, imported
+        from rtr_ray.storage import open_store, write_table
+
+        given = {"model": model, "metric": metric, "filter": filter}
+        settings = {name: value for name, value in given.items() if value is not None}
+        importer: Importer = registry.build(
+            {"kind": form, "strategy": strategy, **settings}, KNOWN, "form of results"
+        )
+        with screen.stage("import") as stage:
+            found = imported(importer, files)
+            stage.done = len(found.table)
+        folder, _, name = output.rpartition("/")
+        write_table(open_store(folder or "."), name, found.table)
+    screen.say(
+        f"{len(found.table):,} outcomes of {found.queries:,} queries and {found.candidates} candidates: "
+        f"{output}"
+    )
+    if found.estimated:
+        screen.say(f"Nobody counted the tokens of {found.estimated:,} rows: see tokens_source.", "yellow")
+    if found.unpriced:
+        screen.say(f"{found.unpriced:,} rows have no dollars; where none has, tokens are the cost.", "yellow")
+
+
 @app.command()
 def train(
     outcomes: Annotated[str, typer.Option("--outcomes", help="Parquet that collect wrote, or of its form.")],
