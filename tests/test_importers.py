@@ -36,7 +36,7 @@ WIDE = {
     "gpt-4-1106-preview|total_cost": [0.00083, 0.0],
 }
 RECORD = {
-    "index": 1, "origin_query": "What is 2+2?", "prompt": "Question: What is 2+2?\nAnswer:", "prediction": "4",
+    "index": 1, "origin_query": "What is 2+2?", "prompt": "Question: What is 2+2?", "prediction": "4",
     "ground_truth": "4", "score": 1.0, "prompt_tokens": 15, "completion_tokens": 5, "cost": 0.0001,
     "raw_output": "It is 4.",
 }  # fmt: skip
@@ -79,7 +79,7 @@ def test_the_wide_table_of_routerbench_becomes_long(tmp_path: Path, ending: str)
     ]
     assert rows[0]["cost_usd"] == Decimal("0.0000144")
     assert rows[2]["response"] == "It is 7, it's easy"
-    assert rows[2]["query"] == "['How many pens are 3 and 4?']"
+    assert rows[2]["query"] == "How many pens are 3 and 4?"
     assert [row["output_tokens"] for row in rows] == [1, 1, 5]
     assert {row["tokens_source"] for row in rows} == {"4 bytes a token"}
     assert {row["dataset"] for row in rows} == {"mmlu-law", "grade-school-math"}

@@ -7,7 +7,8 @@ is right most often there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,13 +16,19 @@ from rtr_ray.quality.curves import Curve
 from rtr_ray.quality.trial import Part, Scored, rounded
 from rtr_ray.types import BoolArray, FloatArray
 
-if TYPE_CHECKING:
-    from rtr_ray.quality.measures import Yardstick
-
 LEVELS = 5  # of difficulty, with as many queries each
 TOKEN_BINS = 8  # of predicted tokens, with as many cells each
 CALIBRATION_BINS = 10
 GRID = 33  # costs at which a curve and its interval are told
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rivals:
+    """The ways not to route that a router is shown beside, on the queries of a part."""
+
+    part: Part
+    best: int  # column of the best single candidate, as chosen in training
+    cheapest: int
 
 
 def grid(low: float, high: float) -> FloatArray:
@@ -56,15 +63,15 @@ def operating_point(cost_L: FloatArray, accuracy_L: FloatArray, most: float) -> 
     return int(np.lexsort((cost_L, -np.where(within_L, accuracy_L, -np.inf)))[0])
 
 
-def by_dataset(stick: Yardstick, scored: Scored, point: int) -> dict[str, Any]:
+def by_dataset(rivals: Rivals, scored: Scored, point: int) -> dict[str, Any]:
     """Routing beside two ways not to route, for the queries of each dataset."""
-    names = np.array(stick.part.outcomes.datasets, dtype=object)
+    names = np.array(rivals.part.outcomes.datasets, dtype=object)
     if not len(names):
         return {}
-    return {str(name): _beside(stick, scored, point, names == name) for name in sorted(set(names))}
+    return {str(name): _beside(rivals, scored, point, names == name) for name in sorted(set(names))}
 
 
-def by_difficulty(stick: Yardstick, scored: Scored, point: int) -> list[dict[str, Any]]:
+def by_difficulty(rivals: Rivals, scored: Scored, point: int) -> list[dict[str, Any]]:
     """The same from the queries that all candidates are believed to answer to those that none is."""
     assert scored.estimate is not None
     believed_Q = scored.estimate.accuracy.astype(np.float64).mean(axis=1)
@@ -73,16 +80,15 @@ def by_difficulty(stick: Yardstick, scored: Scored, point: int) -> list[dict[str
     return [
         {
             "predicted_accuracy": _mean(believed_Q[level_Q == level]),
-            **_beside(stick, scored, point, level_Q == level),
+            **_beside(rivals, scored, point, level_Q == level),
         }
         for level in range(LEVELS)
     ]
 
 
-def _beside(stick: Yardstick, scored: Scored, point: int, mask_Q: BoolArray) -> dict[str, Any]:
+def _beside(rivals: Rivals, scored: Scored, point: int, mask_Q: BoolArray) -> dict[str, Any]:
     """Means over some queries."""
-    part = stick.part
-    cheapest = int(np.nanargmin(stick.cost[0]))
+    part = rivals.part
     return {
         "queries": int(mask_Q.sum()),
         "accuracy": _mean(scored.accuracy[mask_Q, point]),
@@ -90,7 +96,7 @@ def _beside(stick: Yardstick, scored: Scored, point: int, mask_Q: BoolArray) -> 
         "output_tokens": _mean(scored.output_tokens[mask_Q, point]),
         **{
             f"{name}_{figure}": _mean(values[mask_Q, column])
-            for name, column in (("best_single", stick.best), ("cheapest", cheapest))
+            for name, column in (("best_single", rivals.best), ("cheapest", rivals.cheapest))
             for figure, values in (
                 ("accuracy", part.outcomes.accuracy),
                 ("cost_usd", part.costs),

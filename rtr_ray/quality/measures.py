@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rtr_ray.quality.breakdown import (
+    Rivals,
     by_dataset,
     by_difficulty,
     calibration_bins,
@@ -112,11 +113,15 @@ class Yardstick:
                 "accuracy": rounded(accuracy_L[point]),
                 "cost_usd": rounded(cost_L[point]),
             },
-            "by_dataset": by_dataset(self, scored, point),
+            "by_dataset": by_dataset(self._rivals, scored, point),
             "fit_s": scored.fit_s,
             "predict_us_per_query": scored.predict_us_per_query,
             **({} if scored.estimate is None else self._predictions(scored, point)),
         }
+
+    @property
+    def _rivals(self) -> Rivals:
+        return Rivals(self.part, self.best, int(np.nanargmin(self.cost[0])))
 
     def _range(self, number: int) -> tuple[float, float]:
         return float(np.nanmin(self.cost[number])), float(np.nanmax(self.cost[number]))
@@ -179,7 +184,7 @@ class Yardstick:
                 "bins": calibration_bins(believed, right),
             },
             "tokens": by_candidate,
-            "by_difficulty": by_difficulty(self, scored, point),
+            "by_difficulty": by_difficulty(self._rivals, scored, point),
         }
 
 
