@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,7 @@ def evaluated(tmp_path: Path) -> Callable[..., Result]:
     """Evaluate 240 queries of two candidates, after something was done to the rows."""
     rows = pq.read_table(written(tmp_path / "fine.parquet", telling=True, samples=1)).to_pylist()
 
-    def run(
-        change: Callable[[int, Row], Row | None], *arguments: str, more: list[Row] | None = None
-    ) -> Result:
+    def run(change: Change, *arguments: str, more: Sequence[Row] = ()) -> Result:
         changed = [found for n, row in enumerate(rows) if (found := change(n, dict(row))) is not None]
         extra = [rows[n] | row for n, row in enumerate(more)]
         pq.write_table(pa.Table.from_pylist(changed + extra), tmp_path / "table.parquet")
@@ -171,7 +169,8 @@ def test_the_names_in_the_json_stay(evaluated: Callable[..., Result], tmp_path: 
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "out.json").read_text())
     assert {
-        "table", "n_train", "n_test", "n_ood", "repeats", "seeds", "candidates", "anchors", "routers", "verdict",
+        "table", "n_train", "n_test", "n_ood", "repeats", "seeds", "candidates", "anchors", "routers",
+        "verdict",
     } <= set(found)  # fmt: skip
     assert {"model", "strategy", "samples", "accuracy", "cost_usd", "output_tokens"} <= set(
         found["candidates"][0]

@@ -112,8 +112,8 @@ class Table:
                 f"{self.name} has {told} for {', '.join(few)}; {asked} are needed of two candidates or more."
             )
         kept = np.flatnonzero(enough_C)
-        halves = self.halves and (_columns(self.halves[0], kept), _columns(self.halves[1], kept))
-        left_out = replace(self, whole=_columns(whole, kept), halves=halves)
+        halves = self.halves and (columns(self.halves[0], kept), columns(self.halves[1], kept))
+        left_out = replace(self, whole=columns(whole, kept), halves=halves)
         return left_out.noted([f"Left out, for {told} ({asked} are needed): {', '.join(few)}."])
 
     def part(self, mask_M: BoolArray) -> Part:
@@ -136,7 +136,7 @@ class Table:
             yield seed, rest_M & known[group_M], rest_M & ~known[group_M]
 
 
-def _columns(outcomes: Outcomes, kept: IntArray) -> Outcomes:
+def columns(outcomes: Outcomes, kept: IntArray) -> Outcomes:
     """Some of the candidates."""
     arrays: dict[str, Any] = {
         name: getattr(outcomes, name)[:, kept]
