@@ -303,8 +303,8 @@ def figure_6(subject: Subject) -> list[dict[str, Any]]:
         for column, candidate in enumerate(part.outcomes.candidates):
             off = np.abs(estimate.output_tokens[:, column] - part.outcomes.output_tokens[:, column])
             off = off[~np.isnan(off)]
-            rows.append({"router": name, "candidate": str(candidate),
-                         **{f"within_{most}": float((off <= most).mean()) for most in TOLERANCES}})  # fmt: skip
+            within = {f"within_{most}": float((off <= most).mean()) for most in TOLERANCES}
+            rows.append({"router": name, "candidate": str(candidate), **within})
     return rows
 
 

@@ -274,6 +274,17 @@ def test_a_planned_run_has_a_page_already(tmp_path: Path) -> None:
     assert "The run is planned, and has not been started: 0 of 6 rows" in text
 
 
+def test_a_run_in_a_bucket_has_its_page_beside_it(s3_bucket: str) -> None:
+    store = run_folder(f"{s3_bucket}/run")
+    done = rtr_ray("report", f"{s3_bucket}/run")
+    assert done.exit_code == 0, done.output
+    assert f"Page: {s3_bucket}/run/report/index.html" in done.output
+    page = store.read("report/index.html")
+    assert page is not None
+    assert "5 of 6 rows answered for $0.75" in checked(page.decode())
+    assert store.read("report/spending.png") is not None
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
