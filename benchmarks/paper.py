@@ -38,6 +38,7 @@ from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Profiles
+from rtr_ray.pool import fingerprint
 from rtr_ray.quality.breakdown import Rivals, by_dataset, operating_point
 from rtr_ray.quality.curves import Curve
 from rtr_ray.quality.evaluate import Table, columns
@@ -69,15 +70,37 @@ TOLERANCES = (25, 50, 100, 200, 400, 600)
 
 
 @dataclass(frozen=True)
+class Remembering:
+    """An encoder that encodes the same texts once, and keeps what came of them beside the report."""
+
+    inner: Any
+    folder: Path
+
+    @property
+    def dim(self) -> int:
+        """That of the encoder."""
+        return int(self.inner.dim)
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """From the file where there is one."""
+        path = self.folder / f"embeddings-{fingerprint(list(texts))}.npy"
+        if not path.is_file():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.save(path, self.inner.encode(texts))
+        found: FloatArray = np.load(path)
+        return found
+
+
+@dataclass(frozen=True)
 class Subject:
     """A table of outcomes, one split of it, and what routers make of it."""
 
     name: str
     trial: Trial
-    encoder: Any
+    routers: Sequence[str] = ROUTERS
 
     @classmethod
-    def read(cls, name: str, path: Path, encoder: Any) -> Subject:
+    def read(cls, name: str, path: Path, encoder: Any, routers: Sequence[str]) -> Subject:
         """Read, encode, divide."""
         table = Table.read(str(path), encoder)
         if name == "embedded":
@@ -93,12 +116,12 @@ class Subject:
         candidates = table.whole.candidates
         profiles = _profiles(name, candidates, encoder)
         trial = Trial(table.whole.rows(train_M), table.embeddings[train_M], parts, profiles)
-        return cls(name, trial, encoder)
+        return cls(name, trial, routers)
 
     @cached_property
     def routed(self) -> dict[str, dict[str, Scored]]:
         """Every router on every part."""
-        return {name: self.route(name) for name in ROUTERS}
+        return {name: self.route(name) for name in self.routers}
 
     def route(self, name: str) -> dict[str, Scored]:
         """One router, fitted on the training questions."""
@@ -298,7 +321,7 @@ def _predicts(part: Part, accuracy_QC: FloatArray) -> dict[str, float]:
 def figure_6(subject: Subject) -> list[dict[str, Any]]:
     """Share of answers whose length is predicted within so many tokens, by candidate."""
     part, rows = subject.trial.parts["test"], []
-    for name in ("prior", "rtr", "auto"):
+    for name in (one for one in ("prior", "rtr", "auto") if one in subject.routers):
         estimate = subject.routed[name]["test"].estimate
         for column, candidate in enumerate(part.outcomes.candidates):
             off = np.abs(estimate.output_tokens[:, column] - part.outcomes.output_tokens[:, column])
@@ -363,7 +386,7 @@ def first_experiments(subject: Subject) -> dict[str, Any]:
     part = small.trial.parts["test"]
     trial = Trial(train.rows(some), small.trial.train_embeddings[some], {"test": part}, small.trial.profiles)
     found: dict[str, Any] = {"candidates": [str(c) for c in train.candidates], "questions": len(some)}
-    for name in ("rtr", "auto"):
+    for name in (one for one in ("rtr", "auto") if one in subject.routers):
         scored = trial.routed(name, registry.build({"kind": name}, KNOWN, "estimator"))["test"]
         cost_L, accuracy_L, tokens_L = means(scored)
         at = [int(np.argmin(np.abs(np.array(LAMBDAS) - lam))) for lam in (0.2, 0.5, 0.8)]
@@ -470,15 +493,16 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--subjects", nargs="+", choices=["embedded", "renze"], default=["embedded", "renze"])
+    parser.add_argument("--routers", nargs="+", choices=ROUTERS, default=list(ROUTERS))
     parser.add_argument("--out", type=Path, default=OUT / "paper.json")
     options = parser.parse_args()
-    encoder = registry.build(encoder_spec(ENCODER), ENCODERS, "encoder")
+    encoder = Remembering(registry.build(encoder_spec(ENCODER), ENCODERS, "encoder"), OUT)
     report: dict[str, Any] = {"name": "paper", "subjects": {}, **surroundings("numpy", "torch", "scipy")}
     for name, path in (("embedded", EMBEDDED), ("renze", RENZE)):
         if name not in options.subjects or not path.is_file():
             continue
         began = time.monotonic()
-        subject = Subject.read(name, path, encoder)
+        subject = Subject.read(name, path, encoder, options.routers)
         print(f"{name}: {len(subject.trial.train.query_ids):,} questions to learn from, read in "
               f"{time.monotonic() - began:.0f} s", flush=True)  # fmt: skip
         found = report["subjects"].setdefault(name, {})

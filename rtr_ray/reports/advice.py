@@ -71,7 +71,7 @@ def _of_predictions(best: Mapping[str, Any]) -> Iterator[str]:
 def _of_choices(report: Mapping[str, Any], best: Mapping[str, Any]) -> Iterator[str]:
     shares = best["shares"]
     idle = [name for name, along in shares.items() if max(along) < _NEVER]
-    if idle and len(idle) < len(shares):
+    if report["verdict"]["route"] and idle and len(idle) < len(shares):
         yield (
             f"{', '.join(f'`{name}`' for name in idle)} got less than 1% of the questions at any price: "
             "labels for them can be saved."
