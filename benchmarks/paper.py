@@ -461,7 +461,27 @@ def markdown(report: Mapping[str, Any]) -> str:
         for subject, found in report["subjects"].items():
             if name in found:
                 lines += [f"### {title} ({subject})", "", *_table(found[name]), ""]
+                if name == "tables2-4":
+                    lines += [*_by_dataset(found[name]), ""]
     return "\n".join(lines)
+
+
+_HEADS = {"cost_usd": "USD for 1,000", "aiq_over_hull": "AIQ over the hull", "aiq": "AIQ"}
+
+
+def _by_dataset(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Accuracy in percent / output tokens of each router on each dataset."""
+    found = []
+    for part in dict.fromkeys(row["part"] for row in rows):
+        mine = [row for row in rows if row["part"] == part and row["by_dataset"]]
+        names = list(mine[0]["by_dataset"]) if mine else []
+        found += [f"| {part} | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
+        for row in mine:
+            cells = (row["by_dataset"][name] for name in names)
+            told = (f"{100 * cell['accuracy']:.1f} / {cell['output_tokens']:.0f}" for cell in cells)
+            found.append(f"| {row['router']} | " + " | ".join(told) + " |")
+        found.append("")
+    return found
 
 
 def _table(found: Any) -> list[str]:
@@ -472,7 +492,10 @@ def _table(found: Any) -> list[str]:
             for key, value in found.items()
         ]
     keys = list(dict.fromkeys(key for row in found for key in row if key != "by_dataset"))
-    head = ["| " + " | ".join(key.replace("_", " ") for key in keys) + " |", "|" + "---|" * len(keys)]
+    head = [
+        "| " + " | ".join(_HEADS.get(key, key.replace("_", " ")) for key in keys) + " |",
+        "|" + "---|" * len(keys),
+    ]
     return head + ["| " + " | ".join(_cell(key, row.get(key)) for key in keys) + " |" for row in found]
 
 
