@@ -492,7 +492,8 @@ def _table(found: Any) -> list[str]:
             for key, value in found.items()
         ]
     keys = list(dict.fromkeys(key for row in found for key in row if key != "by_dataset"))
-    head = [
+    names = " | ".join(_HEADS.get(key, key.replace("_", " ")) for key in keys)
+    head = [f"| {names} |", "|" + "---|" * len(keys)]
         "| " + " | ".join(_HEADS.get(key, key.replace("_", " ")) for key in keys) + " |",
         "|" + "---|" * len(keys),
     ]
