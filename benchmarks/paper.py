@@ -494,9 +494,6 @@ def _table(found: Any) -> list[str]:
     keys = list(dict.fromkeys(key for row in found for key in row if key != "by_dataset"))
     names = " | ".join(_HEADS.get(key, key.replace("_", " ")) for key in keys)
     head = [f"| {names} |", "|" + "---|" * len(keys)]
-        "| " + " | ".join(_HEADS.get(key, key.replace("_", " ")) for key in keys) + " |",
-        "|" + "---|" * len(keys),
-    ]
     return head + ["| " + " | ".join(_cell(key, row.get(key)) for key in keys) + " |" for row in found]
 
 
