@@ -385,7 +385,7 @@ def figure_9(subject: Subject) -> list[dict[str, Any]]:
 
 
 def first_experiments(subject: Subject) -> list[dict[str, Any]]:
-    """2 models x 2 strategies x 500 samples, at lambda 0.2, 0.5 and 0.8: do accuracy and cost rise with it?"""
+    """2 models x 2 strategies x 500 samples, at lambda 0.2, 0.5 and 0.8: do both rise with it?"""
     models = sorted({c.model for c in subject.trial.train.candidates if not c.model.startswith("dual")})[:2]
     small = subject.only(lambda c: c.model in models and c.strategy in ("vanilla", "cot"))
     train = small.trial.train
@@ -398,8 +398,8 @@ def first_experiments(subject: Subject) -> list[dict[str, Any]]:
         cost_L, accuracy_L, tokens_L = means(scored)
         for lam in (0.2, 0.5, 0.8, 0.95, 0.99):
             at = int(np.argmin(np.abs(np.array(LAMBDAS) - lam)))
-            told = {"accuracy": accuracy_L[at], "output_tokens": tokens_L[at], "cost_usd": cost_L[at]}
-            rows.append({"router": name, "lam": lam, **told, **_predicts(part, scored.estimate.accuracy)})
+            told = {"router": name, "lam": lam, "accuracy": accuracy_L[at], "output_tokens": tokens_L[at]}
+            rows.append({**told, "cost_usd": cost_L[at], **_predicts(part, scored.estimate.accuracy)})
     return rows
 
 
