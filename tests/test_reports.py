@@ -34,7 +34,7 @@ from tests.test_quality import written
 WEAK, STRONG = Candidate("weak", "cot"), Candidate("strong", "cot")
 BEGAN = datetime(2026, 11, 1, 12, 0, tzinfo=UTC)
 BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-FINITE = st.floats(-1e6, 1e6, allow_nan=False)
+FINITE = st.floats(-1e6, 1e6, allow_subnormal=False)
 
 
 class _Tags(HTMLParser):

@@ -9,6 +9,7 @@ from typing import Literal
 
 Style = Literal["usd", "percent", "number", "seconds", "odds"]
 Point = tuple[float, float]
+_WIDEST = 1e12  # that a logarithmic axis spans
 _SHARES = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
 COLOURS = 8
 """Slots of the palette; slot -1 is the ink of the text, pale."""
@@ -76,12 +77,12 @@ class Axis:
             label: What it shows, with its unit.
             values: Those that are not numbers are left out.
             style: How numbers are written.
-            log: Asked for; it is so where all values are positive and differ enough.
+            log: Asked for; it is so where all values are positive and differ enough, but not absurdly.
             bounds: Ends that it never goes beyond; where given, room is not added there.
         """
         known = [float(value) for value in values if math.isfinite(value)]
         least, most = (min(known), max(known)) if known else (0.0, 1.0)
-        if log and least > 0 and most / least > 5:
+        if log and least > 0 and 5 < most / least < _WIDEST:
             return cls(label, least / 1.25, most * 1.25, style, True)
         room = 0.06 * (most - least) or 0.05 * abs(most) or 1.0
         low = least - room if bounds[0] is None else max(least - room, bounds[0])
