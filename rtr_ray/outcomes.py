@@ -14,9 +14,10 @@ from rtr_ray.corpus import filesystem, first_line, list_files
 from rtr_ray.errors import DataError
 from rtr_ray.types import Candidate, FloatArray, IntArray, Outcomes
 
+_TEXTS = pa.dictionary(pa.int32(), pa.string())  # each once: a table has a query's text in every row
 NEEDED = {
     "query_id": pa.string(),
-    "query": pa.string(),
+    "query": _TEXTS,
     "model": pa.string(),
     "strategy": pa.string(),
     "correct": pa.float64(),
@@ -53,7 +54,7 @@ def read_long(uri: str) -> pa.Table:
     for file in list_files(uri, "parquet"):
         try:
             with system.open_input_file(file.path) as source:
-                parquet = pq.ParquetFile(source)
+                parquet = pq.ParquetFile(source, read_dictionary=["query"])
                 names = parquet.schema_arrow.names
                 missing = [name for name in NEEDED if name not in names]
                 if missing:
@@ -63,7 +64,7 @@ def read_long(uri: str) -> pa.Table:
                     )
                 table = parquet.read(columns=[n for n in SCHEMA.names if n in names])
             columns = [
-                table[field.name].cast(field.type)
+                _cast(table[field.name], field.type)
                 if field.name in names
                 else pa.nulls(len(table), field.type)
                 for field in SCHEMA
@@ -71,15 +72,43 @@ def read_long(uri: str) -> pa.Table:
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"Cannot read {file.relative} as outcomes: {first_line(error)}.") from error
         tables.append(pa.table(columns, schema=SCHEMA))
-    return _checked(pa.concat_tables(tables), uri)
+    return checked(pa.concat_tables(tables).unify_dictionaries(), uri)
 
 
-def _checked(table: pa.Table, uri: str) -> pa.Table:
+def _cast(column: pa.ChunkedArray, type: pa.DataType) -> pa.ChunkedArray:
+    """A column as our type; where that is a dictionary, encoded chunk by chunk."""
+    if type != _TEXTS or column.type == _TEXTS:
+        return column.cast(type)
+    if pa.types.is_dictionary(column.type):  # of another width, or of large strings
+        column = column.cast(column.type.value_type)
+    return pc.dictionary_encode(column.cast(pa.string()))
+
+
+def checked(table: pa.Table, uri: str) -> pa.Table:
+    """The table, whose values are possible.
+
+    Args:
+        table: A long table of outcomes.
+        uri: What it is called in errors.
+
+    Raises:
+        DataError: If ids or names are null, or a number is none or beyond what is possible.
+    """
     for name in ("query_id", "query", "model", "strategy"):
         if nulls := table[name].null_count:
             raise DataError(f"{uri}: {name} is null in {nulls} of {len(table)} rows.")
-    for name, low, high in (("correct", 0, 1), ("output_tokens", 0, None), ("input_tokens", 0, None)):
+    for name, low, high in (
+        ("correct", 0, 1),
+        ("output_tokens", 0, None),
+        ("input_tokens", 0, None),
+        ("cost_usd", 0, None),
+    ):
         column = table[name].cast(pa.float64())
+        if strange := pc.sum(pc.invert(pc.is_finite(column))).as_py():
+            raise DataError(
+                f"{uri}: {name} is no number (NaN), or infinite, in {strange} of {len(table)} rows. Leave a "
+                "value that is not known empty (null)."
+            )
         extremes = pc.min_max(column).as_py()
         if extremes["min"] is None:
             continue

@@ -15,6 +15,8 @@ import pyarrow as pa
 from rtr_ray.errors import DataError
 
 VERSION = 1
+WRITTEN = "written"
+"""In the metadata of a results part: when it was written, in ISO 8601 with its zone."""
 USD = pa.decimal128(38, 12)
 
 SAMPLES = pa.list_(

@@ -30,7 +30,7 @@ LAYERS = (
     | {"held_rows", "forecast", "makespan", "gate"},
     {"keys", "openai_batch"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
-    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality"},
+    {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
     {"embedded"},
@@ -49,6 +49,7 @@ ONLY_IN = {
     "numba": {"estimators.rtr_table"},
     "openai": {"executors.openai"},
     "boto3": {"storage"},
+    "matplotlib": {"reports.png"},
 }
 """package -> modules, or folders of modules, that may import it."""
 

@@ -223,7 +223,7 @@ def test_tables_that_say_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"has outcomes of one candidate, weak:cot; where there is no choice"):
         report(written(tmp_path / "one.parquet", True, 1, model=alone))
     train = pa.array(["train"] * 480)
-    with pytest.raises(DataError, match=r"has no query of split 'test'; --repeats makes random ones"):
+    with pytest.raises(DataError, match=r"has no query of split 'test'.*; --repeats makes random ones"):
         report(written(tmp_path / "train.parquet", True, 1, split=train))
     assert report(str(tmp_path / "train.parquet"), repeats=2)["n_test"] > 50
 

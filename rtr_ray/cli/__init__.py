@@ -6,7 +6,8 @@ the budget went; 130 interrupted.
 
 from rtr_ray.cli.jobs import explain, plan, run
 from rtr_ray.cli.keys import keys_app
-from rtr_ray.cli.learning import collect, evaluate, train
+from rtr_ray.cli.learning import collect, evaluate, import_outcomes, train
+from rtr_ray.cli.reporting import report
 from rtr_ray.cli.shared import app
 from rtr_ray.cli.trying import demo, validate
 
@@ -16,9 +17,11 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "import_outcomes",
     "keys_app",
     "main",
     "plan",
+    "report",
     "run",
     "train",
     "validate",

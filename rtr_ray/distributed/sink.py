@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from rtr_ray.grading import Grader, Item
 from rtr_ray.parts import result_rows
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import RESULTS, insist
+from rtr_ray.schemas import WRITTEN, stamped
 from rtr_ray.storage import Store, write_table
 from rtr_ray.types import Outcome
 
@@ -188,6 +190,7 @@ class Sink:
         if SAMPLE in self.part.column_names:
             samples = pa.array([outcome.sample for outcome, _ in ready], pa.int32())
             table = table.drop_columns([SAMPLE]).append_column(SAMPLE, samples)
+        table = stamped(table, **{WRITTEN: datetime.now(UTC).isoformat(timespec="milliseconds")})
         await asyncio.to_thread(insist, lambda: write_table(self.store, key, table))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,18 @@ import pyarrow.parquet as pq
 from rtr_ray import registry
 from rtr_ray.corpus import filesystem, list_files
 from rtr_ray.encoders.base import Encoder
-from rtr_ray.errors import DataError
+from rtr_ray.errors import ConfigError, DataError
 from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Estimator, Profiles, related
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.quality.measures import Yardstick
-from rtr_ray.quality.trial import Part, Trial
+from rtr_ray.quality.trial import Part, Trial, paid
 from rtr_ray.types import BoolArray, FloatArray, IntArray, Outcomes
 
 TRAIN_SHARE = 0.7
 RESAMPLES = 1000
 _LEAST_QUERIES = 20
+_LEAST_CELLS = 10  # of a candidate in a part; half of the queries of a part that has fewer than twice that
 _SAMPLE = "sample"
 
 
@@ -78,8 +79,42 @@ class Table:
             train_M,
             test_M,
             ood_M,
-            tuple(_notes(uri, whole, train_M, test_M)),
+            tuple(_notes(uri, whole)),
         )
+
+    def noted(self, notes: Iterable[str]) -> Table:
+        """With more that a reader must know."""
+        return replace(self, notes=(*self.notes, *notes))
+
+    def scorable(self, parts: Sequence[BoolArray]) -> Table:
+        """Without candidates of which a part has so few scored cells that their mean would be luck.
+
+        Raises:
+            DataError: If fewer than two are left.
+        """
+        whole = self.whole
+        seen_MC = ~(np.isnan(whole.accuracy) | np.isnan(whole.output_tokens) | np.isnan(paid(whole)))
+        needed = [min(_LEAST_CELLS, -(-int(mask_M.sum()) // 2)) for mask_M in parts]
+        counts = [seen_MC[mask_M].sum(axis=0) for mask_M in parts]
+        enough_C = np.all([count_C >= least for count_C, least in zip(counts, needed, strict=True)], axis=0)
+        if enough_C.all():
+            return self
+        few = [
+            f"{candidate} ({' + '.join(str(count_C[c]) for count_C in counts)})"
+            for c, candidate in enumerate(whole.candidates)
+            if not enough_C[c]
+        ]
+        asked = " + ".join(map(str, needed))
+        told = "too few cells with accuracy, tokens and cost"
+        told += " in train + test" if len(parts) > 1 else ""
+        if enough_C.sum() < 2:
+            raise DataError(
+                f"{self.name} has {told} for {', '.join(few)}; {asked} are needed of two candidates or more."
+            )
+        kept = np.flatnonzero(enough_C)
+        halves = self.halves and (columns(self.halves[0], kept), columns(self.halves[1], kept))
+        left_out = replace(self, whole=columns(whole, kept), halves=halves)
+        return left_out.noted([f"Left out, for {told} ({asked} are needed): {', '.join(few)}."])
 
     def part(self, mask_M: BoolArray) -> Part:
         """Some of the queries, to score on."""
@@ -99,6 +134,15 @@ class Table:
             known = np.zeros(int(group_M.max()) + 1, dtype=bool)
             known[drawn[: round(TRAIN_SHARE * len(drawn))]] = True
             yield seed, rest_M & known[group_M], rest_M & ~known[group_M]
+
+
+def columns(outcomes: Outcomes, kept: IntArray) -> Outcomes:
+    """Some of the candidates."""
+    arrays: dict[str, Any] = {
+        name: getattr(outcomes, name)[:, kept]
+        for name in ("accuracy", "input_tokens", "output_tokens", "cost_usd", "cut", "max_tokens", "runs")
+    }
+    return replace(outcomes, candidates=tuple(outcomes.candidates[c] for c in kept), **arrays)
 
 
 def _samples(uri: str, rows: int) -> pa.Array:
@@ -143,16 +187,30 @@ def _spread(half: Outcomes, row_H: IntArray, whole: Outcomes) -> Outcomes:
     return Outcomes(whole.query_ids, whole.queries, whole.candidates, runs=runs, **arrays)
 
 
-def _notes(uri: str, whole: Outcomes, train_M: BoolArray, test_M: BoolArray) -> Iterator[str]:
-    """What a reader of the figures must know."""
+def _split_notes(table: Table, train_M: BoolArray, test_M: BoolArray) -> Iterator[str]:
+    """What a reader must know of a table's own split."""
+    whole = table.whole
     texts = np.array(whole.queries, dtype=object)
-    twice = len(set(texts[train_M & ~test_M]) & set(texts[test_M & ~train_M]))
+    twice = len(set(texts[train_M]) & set(texts[test_M]))
     if twice:
         yield f"{twice} texts are in train and in test: the figures of the table's own split are too good."
-    if (train_M & test_M).any():
+    both = int((table.train_M & table.test_M).sum())
+    if both:
+        yield f"{both} query ids are in train and in test: they are left out of test."
+    names = np.array(whole.datasets or [""] * len(texts), dtype=object)
+    unknown = sorted(set(names[test_M]) - set(names[train_M]))
+    if unknown:
+        count = int(np.isin(names[test_M].astype(str), unknown).sum())
+        yield f"Nothing was learned from {', '.join(unknown)}, which {count} of the test queries are from."
+
+
+def _notes(uri: str, whole: Outcomes) -> Iterator[str]:
+    """What a reader of the figures must know of a table."""
+    graded = whole.accuracy[~np.isnan(whole.accuracy)]
+    if len(graded) and (graded == graded[0]).all() and graded[0] in (0, 1):
         yield (
-            f"{int((train_M & test_M).sum())} query ids are in train and in test: the figures of the table's "
-            "own split are too good."
+            f"All outcomes are {'right' if graded[0] else 'wrong'}: the cheapest candidate is as good as "
+            "any, and there is nothing to learn."
         )
     if np.isnan(whole.cost_usd).all():
         yield f"{uri} has no cost_usd: costs are output tokens here."
@@ -181,16 +239,29 @@ class Evaluation:
         Raises:
             DataError: If a split has nothing to train on or to score on.
         """
-        found: list[dict[str, Any]] = []
-        for seed, train_M, test_M in self.table.splits(self.repeats):
-            train_M = train_M & ~self.table.ood_M
-            for name, mask_M in (("train", train_M), ("test", test_M)):
+        splits = [
+            (seed, train_M & ~self.table.ood_M, test_M & ~train_M & ~self.table.ood_M)
+            for seed, train_M, test_M in self.table.splits(self.repeats)
+        ]
+        for _, *masks in splits:
+            for name, mask_M in zip(("train", "test"), masks, strict=True):
                 if not mask_M.any():
-                    raise DataError(
-                        f"{self.table.name} has no query of split '{name}'; --repeats makes random ones."
-                    )
-            found.append(self._split(seed, train_M, test_M & ~self.table.ood_M))
-        return self._joined(found)
+                    raise self._empty(name)
+        if self.repeats is not None:
+            table = self.table.scorable([~self.table.ood_M])
+        else:
+            _, train_M, test_M = splits[0]
+            table = self.table.scorable([train_M, test_M])
+            table = table.noted(_split_notes(table, train_M, test_M))
+        here = replace(self, table=table)
+        return here._joined([here._split(*one) for one in splits])
+
+    def _empty(self, name: str) -> DataError:
+        """There is nothing to train on, or nothing to score on."""
+        table = self.table
+        outside = " outside of those marked as ood" if table.ood_M.any() else ""
+        rest = "." if self.repeats is not None or table.ood_M.all() else "; --repeats makes random ones."
+        return DataError(f"{table.name} has no query of split '{name}'{outside}{rest}")
 
     def _split(self, seed: int | None, train_M: BoolArray, test_M: BoolArray) -> dict[str, Any]:
         parts = {"test": self.table.part(test_M)}
@@ -239,6 +310,7 @@ class Evaluation:
             "repeats": self.repeats,
             "seeds": [one["seed"] for one in found],
             "notes": list(self.table.notes),
+            "cost_unit": "output_tokens" if np.isnan(self.table.whole.cost_usd).all() else "usd",
             "candidates": [
                 {
                     "model": candidate.model,
@@ -262,7 +334,8 @@ def mean_of(values: Sequence[Any]) -> Any:
     are those of most."""
     first = next((value for value in values if value is not None), None)
     if isinstance(first, dict):
-        return {key: mean_of([value.get(key) for value in values if value is not None]) for key in first}
+        keys = dict.fromkeys(key for value in values if value is not None for key in value)
+        return {key: mean_of([value.get(key) for value in values if value is not None]) for key in keys}
     if isinstance(first, list):
         return [mean_of(list(column)) for column in zip(*(v for v in values if v is not None), strict=True)]
     if isinstance(first, bool) or not isinstance(first, int | float):
@@ -301,6 +374,9 @@ def estimators_of(names: Sequence[str]) -> dict[str, Estimator]:
 
     found: dict[str, Estimator] = {}
     for name in names:
-        spec = json.loads(name) if name.lstrip().startswith("{") else {"kind": name}
+        try:
+            spec = json.loads(name) if name.lstrip().startswith("{") else {"kind": name}
+        except ValueError as error:
+            raise ConfigError(f"--estimator is not JSON: {error}.") from None
         found[name] = registry.build(spec, KNOWN, "estimator")
     return found

@@ -7,6 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from rtr_ray.quality.breakdown import (
+    Rivals,
+    by_dataset,
+    by_difficulty,
+    calibration_bins,
+    grid,
+    operating_point,
+    token_bins,
+    traced,
+)
 from rtr_ray.quality.curves import Curve
 from rtr_ray.quality.trial import LAMBDAS, Part, Scored, rounded
 from rtr_ray.types import FloatArray
@@ -53,14 +63,21 @@ class Yardstick:
 
         low, high = self._range(0)
         return {
+            "candidates": [single(column) for column in range(len(names))],
             "best_single": single(self.best),
             "cheapest": single(int(np.nanargmin(cost_C))),
             "random": {
                 "accuracy": rounded(np.nanmean(accuracy_C)),
                 "cost_usd": rounded(np.nanmean(cost_C)),
             },
-            "static_hull": {"aiq": Curve.over(cost_C, accuracy_C).height(low, high)},
+            "static_hull": {
+                "aiq": Curve.over(cost_C, accuracy_C).height(low, high),
+                "curve": traced(
+                    [Curve.over(x, y) for x, y in zip(self.cost, self.accuracy, strict=True)], grid(low, high)
+                ),
+            },
             "oracle": {
+                "curve": traced(self.oracle, grid(low, high)),
                 "aiq": oracle.height(low, high),
                 "accuracy": rounded(oracle.accuracy[-1]),
                 "cost_usd": rounded(oracle.cost[-1]),
@@ -81,6 +98,7 @@ class Yardstick:
             return [float(low), float(high)]
 
         (cost_L,), (accuracy_L,) = scored.means(self.weights[:1])
+        point = operating_point(cost_L, accuracy_L, float(self.cost[0, self.best]))
         return {
             "name": scored.name,
             **found,
@@ -88,11 +106,22 @@ class Yardstick:
             "points": [
                 [rounded(x), rounded(y), lam] for x, y, lam in zip(cost_L, accuracy_L, LAMBDAS, strict=True)
             ],
+            "curve": traced(curves, grid(*self._range(0))),
             "shares": self._shares(scored),
+            "at_best_single_cost": {
+                "lam": LAMBDAS[point],
+                "accuracy": rounded(accuracy_L[point]),
+                "cost_usd": rounded(cost_L[point]),
+            },
+            "by_dataset": by_dataset(self._rivals, scored, point),
             "fit_s": scored.fit_s,
             "predict_us_per_query": scored.predict_us_per_query,
-            **({} if scored.estimate is None else self._predictions(scored)),
+            **({} if scored.estimate is None else self._predictions(scored, point)),
         }
+
+    @property
+    def _rivals(self) -> Rivals:
+        return Rivals(self.part, self.best, int(np.nanargmin(self.cost[0])))
 
     def _range(self, number: int) -> tuple[float, float]:
         return float(np.nanmin(self.cost[number])), float(np.nanmax(self.cost[number]))
@@ -124,7 +153,7 @@ class Yardstick:
             for column, candidate in enumerate(self.part.outcomes.candidates[:width])
         }
 
-    def _predictions(self, scored: Scored) -> dict[str, Any]:
+    def _predictions(self, scored: Scored, point: int) -> dict[str, Any]:
         """How well accuracy and tokens were predicted, over all cells that were observed."""
         estimate, outcomes = scored.estimate, self.part.outcomes
         assert estimate is not None
@@ -145,14 +174,17 @@ class Yardstick:
                     else None
                     for most in TOLERANCES
                 },
+                "bins": token_bins(self.part, scored, column),
             }
         return {
             "calibration": {
                 "ece": calibration_error(believed, right),
                 "brier": rounded(((believed - right) ** 2).mean()),
                 "auroc": auroc(believed, right),
+                "bins": calibration_bins(believed, right),
             },
             "tokens": by_candidate,
+            "by_difficulty": by_difficulty(self._rivals, scored, point),
         }
 
 

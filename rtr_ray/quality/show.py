@@ -21,11 +21,17 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 
 def _routers(report: Mapping[str, Any], part: str, anchors: Mapping[str, Any]) -> Table:
     best, queries = anchors["best_single"], report["n_test" if part == "test" else "n_ood"]
-    splits = "its own split" if report["repeats"] is None else f"{report['repeats']} random splits"
+    splits = "its own split"
+    if report["repeats"] is not None:
+        seeds = report["seeds"]
+        splits = f"{report['repeats']} random splits, seeds {seeds[0]} to {seeds[-1]}"
+    cost = f"${best['cost_usd']:.6f}"
+    if report["cost_unit"] != "usd":
+        cost = f"{best['cost_usd']:,.1f} output tokens"
     table = Table(
         title=(
             f"{part}: {queries:,} queries, trained on {report['n_train']:,} ({splits}). Best single in "
-            f"training: {best['candidate']}, {_percent(best['accuracy'])} for ${best['cost_usd']:.6f} a query"
+            f"training: {best['candidate']}, {_percent(best['accuracy'])} for {cost} a query"
         ),
         title_justify="left",
         caption="over the hull: points over the best mix that looks at no query, with a 95% interval",
