@@ -32,7 +32,7 @@ LAYERS = (
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
-    {"embedded"},
+    {"embedded", "online"},
     {"distributed"},
     {"cli"},
 )
