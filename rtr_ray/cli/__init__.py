@@ -6,10 +6,23 @@ the budget went; 130 interrupted.
 
 from rtr_ray.cli.jobs import explain, plan, run
 from rtr_ray.cli.learning import collect, evaluate, train
+from rtr_ray.cli.serving import serve
 from rtr_ray.cli.shared import app
 from rtr_ray.cli.trying import demo, validate
 
-__all__ = ["app", "collect", "demo", "evaluate", "explain", "main", "plan", "run", "train", "validate"]
+__all__ = [
+    "app",
+    "collect",
+    "demo",
+    "evaluate",
+    "explain",
+    "main",
+    "plan",
+    "run",
+    "serve",
+    "train",
+    "validate",
+]
 
 
 def main() -> None:

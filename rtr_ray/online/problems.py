@@ -76,16 +76,12 @@ class RequestError(RtrError):
 
 def overloaded(message: str, retry_after_s: float = 1.0) -> RequestError:
     """There is no room just now: 503 with Retry-After."""
-    return RequestError(
-        message, status=503, kind="unavailable", code="overloaded", retry_after_s=retry_after_s
-    )
+    return _later(message, "overloaded", retry_after_s)
 
 
 def unavailable(message: str, retry_after_s: float = 5.0) -> RequestError:
     """Nobody who could answer is up: 503 with Retry-After."""
-    return RequestError(
-        message, status=503, kind="unavailable", code="unavailable", retry_after_s=retry_after_s
-    )
+    return _later(message, "unavailable", retry_after_s)
 
 
 def _later(message: str, code: str, retry_after_s: float) -> RequestError:

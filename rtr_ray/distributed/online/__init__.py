@@ -1,0 +1,1 @@
+"""The online endpoint on Ray Serve. `import_path: rtr_ray.distributed.online.application:build`."""
