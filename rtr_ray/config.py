@@ -226,7 +226,7 @@ class SwapKeys(Door):
         return self.router.path if isinstance(self.router, RouterKeys) else self.router
 
     @property
-    def untrained(self) -> str:
+    def untrained(self) -> Literal["refuse", "by_profile"]:
         """What becomes of candidates that the router has no outcomes of."""
         return self.router.untrained if isinstance(self.router, RouterKeys) else "refuse"
 

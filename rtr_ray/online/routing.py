@@ -88,10 +88,10 @@ class Cheapest:
 
     def choose(self, table: RoutingTable) -> Plan:
         """One choice per row."""
-        reached_QC: BoolArray = np.logical_and(table.allowed, table.accuracy >= self.min_accuracy)
+        reached_QC: BoolArray = table.allowed & np.greater_equal(table.accuracy, self.min_accuracy)
         cost_QC = np.where(reached_QC, -table.cost_usd.astype(np.float64), -np.inf)
-        none_Q = ~reached_QC.any(axis=1)
-        score_QC = np.where(none_Q[:, None], table.accuracy.astype(np.float64), cost_QC)
+        none_Q = np.logical_not(reached_QC.any(axis=1))
+        score_QC = np.where(none_Q.reshape(-1, 1), table.accuracy.astype(np.float64), cost_QC)
         return Plan(table, best_column(score_QC, table))
 
 

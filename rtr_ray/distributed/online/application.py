@@ -60,26 +60,25 @@ def application(file: ServeFile, gate: Callable[[], Gate] = OpenGate) -> Applica
         frozenset(name for name, own in keys.items() if own.min_replicas == 0),
         gate,
     )
-    memory = serve.deployment(Memory).options(
+    memory: Any = serve.deployment(Memory)
+    memory = memory.options(
         num_replicas=1, max_ongoing_requests=_ROOM, ray_actor_options={"num_cpus": MEMORY_CPUS}
     )
-    ingress = make_fastapi_ingress(RoutingIngress, endpoint_map=dict(ENDPOINTS), app=fastapi_app())
-    return (
-        serve.deployment(ingress)
-        .options(
-            name="Ingress",
-            max_ongoing_requests=_ROOM,
-            user_config=file.swap.model_dump(mode="json"),
-            ray_actor_options={"num_cpus": file.ingress.num_cpus},
-            **_replicas(file.ingress.replicas),
-        )
-        .bind(
-            llm_deployments=models,
-            model_cards=dict.fromkeys(models),
-            setting=setting,
-            memory=memory.bind(file.feedback_uri),
-        )
+    cls = make_fastapi_ingress(RoutingIngress, endpoint_map=dict(ENDPOINTS), app=fastapi_app())
+    ingress: Any = serve.deployment(cls)
+    bound: Application = ingress.options(
+        name="Ingress",
+        max_ongoing_requests=_ROOM,
+        user_config=file.swap.model_dump(mode="json"),
+        ray_actor_options={"num_cpus": file.ingress.num_cpus},
+        **_replicas(file.ingress.replicas),
+    ).bind(
+        llm_deployments=models,
+        model_cards=dict.fromkeys(models),
+        setting=setting,
+        memory=memory.bind(file.feedback_uri),
     )
+    return bound
 
 
 def check_models(file: ServeFile, deployments: Mapping[str, Deployment]) -> None:

@@ -12,8 +12,8 @@ from rtr_ray.online.notes import Note, Notes
 from rtr_ray.online.routing import Routed
 
 _LOG = logging.getLogger("ray.serve")
-_MS = [1, 2, 5, 10, 15, 20, 30, 40, 60, 100, 200, 500, 1000, 5000]
-_WHO = ("model", "strategy", "key")
+_MS = [1.0, 2, 5, 10, 15, 20, 30, 40, 60, 100, 200, 500, 1000, 5000]
+_WHO: tuple[Any, ...] = ("model", "strategy", "key")  # Ray says tuple[str], and means several
 _MOST_WAITING = 10_000
 
 
@@ -25,9 +25,7 @@ class ServeNotes(Notes):
         self._requests = Counter("rtr_requests_total", "Generations by how they ended.", (*_WHO, "end"))
         self._tokens = Counter("rtr_tokens_total", "Tokens that were paid.", (*_WHO, "kind"))
         self._usd = Counter("rtr_cost_usd_total", "Dollars that were settled.", (*_WHO, "known"))
-        self._shadow = Counter(
-            "rtr_shadow_total", "What a second router would have chosen.", ("model", "strategy")
-        )
+        self._shadow = Counter("rtr_shadow_total", "What a second router would have chosen.", _WHO[:2])
         self._routing = Histogram("rtr_routing_ms", "Milliseconds until a candidate is chosen.", _MS)
 
     def add(self, note: Note) -> None:

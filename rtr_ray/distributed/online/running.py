@@ -66,8 +66,8 @@ def ready(file: ServeFile, screen: Screen) -> ServeFile:
     if file.router_path is None:
         if file.pool != "embedded":
             raise ConfigError(
-                "The serve file has no router. Make one (rtr-ray collect, rtr-ray train), and name its folder "
-                "as router."
+                "The serve file has no router. Make one (rtr-ray collect, rtr-ray train), and name its "
+                "folder as router."
             )
         from rtr_ray.distributed.demo import trained_router
 
@@ -83,7 +83,7 @@ def start(file: ServeFile, screen: Screen, name: str = NAME, route_prefix: str =
     Raises:
         ExecutionError: If it does not.
     """
-    launched = _launch.remote(file, name, route_prefix)
+    launched: Any = _launch.remote(file, name, route_prefix)
     deadline = time.monotonic() + file.cluster.startup_timeout_s
     with screen.stage("engines", unit="up") as stage:
         while True:
@@ -125,8 +125,8 @@ def needs_of(file: ServeFile) -> Needs:
 def _reason(app: Any) -> str:
     messages = [app.message, *(part.message for part in app.deployments.values())]
     lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    own = [line for line in lines if "rtr_ray.errors" in line or "RequestError" in line]
-    return (own or lines or ["no reason was given"])[-1][:400]
+    own = [line for line in lines if line.startswith("rtr_ray.errors")]
+    return str((own or lines or ["no reason was given"])[-1][:400])
 
 
 def _check_address(file: ServeFile, insecure: bool) -> None:

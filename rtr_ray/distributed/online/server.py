@@ -21,6 +21,8 @@ _KNOWN_CALLS = 4096
 class OnlineServer(ChunkServer):
     """A ChunkServer that also answers single requests, tells what it has counted, and can be stopped."""
 
+    _known: OrderedDict[str, Folded] | None = None
+
     async def generate(self, call: str, body: dict[str, Any], stream: bool) -> AsyncIterator[dict[str, Any]]:
         """Answer a chat request.
 
@@ -90,12 +92,11 @@ class OnlineServer(ChunkServer):
 
     def _calls(self) -> OrderedDict[str, Folded]:
         """The last calls by name."""
-        calls: OrderedDict[str, Folded] | None = getattr(self, "_known_calls", None)
-        if calls is None:
-            calls = self._known_calls = OrderedDict()
-        while len(calls) > _KNOWN_CALLS:
-            calls.popitem(last=False)
-        return calls
+        if self._known is None:
+            self._known = OrderedDict()
+        while len(self._known) > _KNOWN_CALLS:
+            self._known.popitem(last=False)
+        return self._known
 
 
 def _numbers(folded: Folded) -> tuple[int, int, int]:
