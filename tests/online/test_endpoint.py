@@ -1,4 +1,4 @@
-"""The endpoint over fake engines: who answers, what it costs, and that every hold is closed on every way out."""
+"""The endpoint over fake engines: who answers, what it costs, and that every hold is closed in the end."""
 
 from __future__ import annotations
 
