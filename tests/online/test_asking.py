@@ -134,7 +134,8 @@ JSON = st.recursive(
 )
 NAMES = st.sampled_from(
     ["model", "messages", "rtr", "n", "stop", "tools", "stream", "stream_options", "temperature",
-     "logit_bias", "response_format", "tool_choice", "chat_template_kwargs", "top_logprobs", "seed", "reasoning_effort"]
+     "logit_bias", "response_format", "tool_choice", "chat_template_kwargs", "top_logprobs", "seed",
+     "reasoning_effort"]
 )  # fmt: skip
 
 

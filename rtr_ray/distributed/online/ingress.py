@@ -91,13 +91,13 @@ class RoutingIngress(OpenAiIngress):
             return
         self._refused = None
         if self._endpoint is None:
-            self._begin(chooser)
+            await self._begin(chooser)
         assert self._endpoint is not None
         self._endpoint.routing.swap(chooser)
         _LOG.info("router=%s policy=%s", chooser.router.fingerprint, chooser.policy)
         self._endpoint.shadow = None if shadow is None else Routing(shadow, self._file.ingress.cache_texts)
 
-    def _begin(self, chooser: Chooser) -> None:
+    async def _begin(self, chooser: Chooser) -> None:
         file = self._file
         self._endpoint = Endpoint(
             self._pool,
@@ -110,7 +110,7 @@ class RoutingIngress(OpenAiIngress):
             most=file.ingress.most_in_flight,
             patience_s=file.ingress.patience_s,
         )
-        self._replicas.watch(serve.get_replica_context().app_name, self._names)
+        await self._replicas.watch(serve.get_replica_context().app_name, self._names)
         self._sending = asyncio.create_task(self._send())
 
     def _load(self, keys: SwapKeys) -> tuple[Chooser, Chooser | None]:

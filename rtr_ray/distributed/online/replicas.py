@@ -95,24 +95,28 @@ class Replicas:
                 return Counted(*found)
         return Counted()
 
-    def watch(self, application: str, names: Mapping[str, str]) -> None:
-        """Begin to look at Serve's status.
+    async def watch(self, application: str, names: Mapping[str, str]) -> None:
+        """Look at Serve's status, now and from now on.
 
         Args:
             application: Its name.
             names: Deployment id -> its name in Serve.
         """
-        self._looking = asyncio.create_task(self._look(application, names))
+        await self._look(application, names)
+        self._looking = asyncio.create_task(self._keep_looking(application, names))
+
+    async def _keep_looking(self, application: str, names: Mapping[str, str]) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            await self._look(application, names)
 
     async def _look(self, application: str, names: Mapping[str, str]) -> None:
-        while True:
-            with contextlib.suppress(Exception):  # the controller may be restarting
-                status = await asyncio.to_thread(serve.status)
-                known = status.applications[application].deployments
-                for name, here in names.items():
-                    states = known[here].replica_states
-                    self._replicas[name] = int(states.get("RUNNING", 0))  # type: ignore[call-overload]
-            await asyncio.sleep(_LOOK_S)
+        with contextlib.suppress(Exception):  # the controller may be restarting
+            status = await asyncio.to_thread(serve.status)
+            known = status.applications[application].deployments
+            for name, here in names.items():
+                states = known[here].replica_states
+                self._replicas[name] = int(states.get("RUNNING", 0))  # type: ignore[call-overload]
 
 
 def _piece(told: Mapping[str, Any]) -> Piece:
