@@ -1,4 +1,4 @@
-"""`rtr-ray serve` as a user starts it, in front of real vLLM, called by OpenAI's own client and by curl's means."""
+"""`rtr-ray serve` as a user starts it, in front of real vLLM, by OpenAI's own client and plain HTTP."""
 
 from __future__ import annotations
 
