@@ -3,10 +3,10 @@
     rtr-ray serve --config serve.yaml &
     python benchmarks/online.py --url http://127.0.0.1:8000
 
-Direct means `model:strategy` of the candidate that `auto` picks for the same prompt, through the same endpoint. Runs
-take turns (direct, auto, direct again), each with prompts of its own that nobody has sent before; direct against direct is
-the noise floor. Throughput is measured with unique prompts, and with few that repeat, whose embeddings are kept. Writes
-benchmarks/out/online.json.
+Direct means `model:strategy` of the candidate that `auto` picks for the same prompt, through the same
+endpoint. Runs take turns (direct, auto, direct again), each with prompts of its own that nobody has sent
+before; direct against direct is the noise floor. Throughput is measured with unique prompts, and with a few
+that repeat, whose embeddings are kept. Writes benchmarks/out/online.json.
 """
 
 from __future__ import annotations

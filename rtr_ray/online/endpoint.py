@@ -89,6 +89,7 @@ class Endpoint:
         asked = parse_chat(raw, self.pool)
         query = query_of(f"chatcmpl-{uuid.uuid4().hex}", asked.messages)
         left_out: set[str] = set()
+        failed_at: list[str] = []
         for attempt in range(ATTEMPTS):
             routed = await self.routed(asked, query, caller, left_out) if asked.routed else None
             generation, named = await self._begun(asked, query, caller, routed, attempt)
@@ -99,9 +100,12 @@ class Endpoint:
                 handed_on = reply.events is not None
                 return reply
             except _AgainError:
-                self.engines.suspect(generation.order.deployment)
-                if asked.routed:
-                    left_out.add(generation.order.deployment)
+                deployment = generation.order.deployment
+                self.engines.suspect(deployment)
+                if asked.routed:  # the same one again only where it has other replicas, and once
+                    if deployment in failed_at or deployment not in self.engines.up():
+                        left_out.add(deployment)
+                    failed_at.append(deployment)
                 elif attempt + 1 < ATTEMPTS:
                     await asyncio.sleep(0.2 * 2**attempt)
             finally:

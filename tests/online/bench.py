@@ -140,7 +140,7 @@ class FakeEngines:
     lost: bool = False  # nobody can say what a stopped call has made
 
     def up(self) -> frozenset[str]:
-        return frozenset({"weak", "strong"} - self.down)
+        return frozenset({"weak", "strong"} - self.down - set(self.suspected))
 
     def full(self, deployment: str) -> bool:
         return deployment in self.busy

@@ -108,7 +108,12 @@ def _model(deployment: Deployment, keys: ReplicaKeys) -> Application:
         "upscale_delay_s": keys.upscale_delay_s,
         "downscale_delay_s": keys.downscale_delay_s,
     }
-    return build_llm_deployment(llm_config(deployment, scaling), deployment_cls=OnlineServer)
+    return build_llm_deployment(
+        llm_config(deployment, scaling),
+        deployment_cls=OnlineServer,
+        # how soon a replica that died is replaced, and one that is merely busy is not taken for dead
+        override_serve_options={"health_check_period_s": 2, "health_check_timeout_s": 30},
+    )
 
 
 def _most(deployment: Deployment, keys: ReplicaKeys) -> int:

@@ -17,7 +17,8 @@ from rtr_ray.online.engines import Failure, Piece
 from rtr_ray.online.folding import Counted
 
 _LOOK_S = 1.0
-_SUSPECT_S = 3.0  # by then the status says what a failure has meant
+_WAKE_S = 0.25  # between two looks whether a call that waits still can begin
+_SUSPECT_S = 5.0  # by then the status says what a failure has meant
 
 
 @dataclass(slots=True)
@@ -35,17 +36,17 @@ class Replicas:
     sleeping: frozenset[str] = frozenset()
     _flying: dict[str, int] = field(default_factory=dict)
     _replicas: dict[str, int] = field(default_factory=dict)
-    _suspected: dict[str, float] = field(default_factory=dict)  # until when
+    _suspected: dict[str, float] = field(default_factory=dict)  # since when
     _looking: asyncio.Task[None] | None = None
 
     def up(self) -> frozenset[str]:
         """Those with a running replica, or that start one when they are asked."""
-        now = time.monotonic()
+        trusted = time.monotonic() - _SUSPECT_S
         return frozenset(
             name
             for name in self.handles
             if (self._replicas.get(name, 1) > 0 or name in self.sleeping)
-            and self._suspected.get(name, 0.0) < now
+            and self._suspected.get(name, -_SUSPECT_S) < trusted
         )
 
     def replicas(self) -> dict[str, int]:
@@ -57,8 +58,9 @@ class Replicas:
         return self._flying.get(deployment, 0) >= self.limits[deployment]
 
     def suspect(self, deployment: str) -> None:
-        """Leave it out until Serve's status can be believed again."""
-        self._suspected[deployment] = time.monotonic() + _SUSPECT_S
+        """Leave it out until Serve's status can be believed again, unless it has other replicas."""
+        if self._replicas.get(deployment, 1) <= 1:
+            self._suspected[deployment] = time.monotonic()
 
     async def generate(
         self, deployment: str, call: str, body: Mapping[str, Any], stream: bool
@@ -68,12 +70,18 @@ class Replicas:
         handle = self.handles[deployment].options(stream=True)
         response: Any = handle.generate.remote(call, dict(body), stream)
         begun = ended = False
+        first = asyncio.create_task(_next(response))
         try:
-            async for told in response:
+            if not await self._came(first, deployment):
+                yield Piece(failure=Failure(f"{deployment} has no replica just now.", 503))
+                return
+            told = first.result()
+            while told is not None:
                 begun = True
                 piece = _piece(told)
                 ended = piece.ended or piece.failure is not None
                 yield piece
+                told = await _next(response)
         except BackPressureError:
             yield Piece(failure=Failure(f"{deployment} has too many requests.", 503))
         except (asyncio.CancelledError, GeneratorExit):
@@ -83,9 +91,22 @@ class Replicas:
             yield Piece(failure=Failure(_told(deployment, error), 503, maybe_paid=begun or _began(error)))
         finally:
             self._flying[deployment] -= 1
+            first.cancel()
             if not ended:
                 with contextlib.suppress(Exception):
                     response.cancel()
+
+    async def _came(self, first: asyncio.Task[Any], deployment: str) -> bool:
+        """Wait for a call to begin; False where nobody is left who could begin it."""
+        since = time.monotonic()
+        while not (await asyncio.wait({first}, timeout=_WAKE_S))[0]:
+            if self._replicas.get(deployment, 1) == 0 and deployment not in self.sleeping:
+                return False
+            died = self._suspected.get(deployment, 0.0)
+            # a call that the dead replica had begun hears of it by itself, at once
+            if died > since and time.monotonic() - died > _WAKE_S:
+                return False
+        return True
 
     async def stop(self, deployment: str, call: str) -> Counted | None:
         """What a call had generated; None where a replica does not say."""
@@ -119,6 +140,11 @@ class Replicas:
                 self._replicas[name] = int(states.get("RUNNING", 0))  # type: ignore[call-overload]
 
 
+async def _next(response: Any) -> Any:
+    """What comes next, None at the end."""
+    return await anext(response, None)
+
+
 def _piece(told: Mapping[str, Any]) -> Piece:
     failure = told.get("failure")
     counted = told.get("counted")
@@ -132,7 +158,7 @@ def _piece(told: Mapping[str, Any]) -> Piece:
 
 
 def _began(error: Exception) -> bool:
-    return "ActorDied" in type(error).__name__ or "Died" in str(type(error))
+    return "Actor" in type(error).__name__  # RayActorError and those below it
 
 
 def _told(deployment: str, error: Exception) -> str:

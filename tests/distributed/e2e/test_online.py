@@ -29,7 +29,7 @@ from tests.distributed.workbench import Workbench
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
 ASK = [{"role": "user", "content": "Add and subtract: 76 + 31 + 88"}]
-QUICK = {"max_retries": 0, "timeout": 120.0}
+QUICK = {"max_retries": 0, "timeout": 300.0}
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Online:
         data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
         request = urllib.request.Request(f"{self.url}{path}", data, headers)
         try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
+            with urllib.request.urlopen(request, timeout=300) as reply:
                 return reply.status, json.load(reply)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
@@ -61,6 +61,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     bench = Workbench(folder, "none")
     whole = yaml.safe_load(pool_path("embedded").read_text())
     engine = whole["deployments"]["nano"]
+    engine["engine"] = engine["engine"] | {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}
     engine["source"] = str(pool_path("embedded").parent / engine["source"])
     bench.pool(
         deployments={"nano": engine},
@@ -78,7 +79,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
                 "policy": {"kind": "score", "lam": 0.9, "normaliser_usd": 1e-6},
                 "port": port,
                 "folder": str(folder / "kept"),
-                "ingress": {"num_cpus": 0.5},
+                "ingress": {"num_cpus": 0.5, "patience_s": 240.0},
             }
         )
     )
