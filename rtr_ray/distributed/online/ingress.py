@@ -110,6 +110,10 @@ class RoutingIngress(OpenAiIngress):
             most=file.ingress.most_in_flight,
             patience_s=file.ingress.patience_s,
         )
+        await self._watch()
+
+    async def _watch(self) -> None:
+        """Begin what goes on beside the requests."""
         await self._replicas.watch(serve.get_replica_context().app_name, self._names)
         self._sending = asyncio.create_task(self._send())
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import signal
 import socket
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import ray
 from ray import serve
 
 from rtr_ray.config import ServeFile, load_pool
+from rtr_ray.distributed.batch import terminable
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, Needs, connected, replica_needs
 from rtr_ray.errors import ConfigError, ExecutionError
 from rtr_ray.router import RouterFolder
@@ -43,16 +42,15 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
     """
     _check_address(file, insecure)
     file = ready(file, screen)
-    with connected(file.cluster.address, needs_of(file)):
+    with connected(file.cluster.address, needs_of(file)), terminable():
         started = False
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": file.host, "port": file.port})
             started = True
             start(file, screen)
             screen.say(f"http://{file.host}:{file.port}/v1 answers. Ctrl-C ends it.")
-            with _terminable():
-                while True:
-                    time.sleep(1)
+            while True:
+                time.sleep(1)
         except KeyboardInterrupt:
             screen.say("Ending.")
         finally:
@@ -151,15 +149,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -99,7 +99,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
             time.sleep(0.5)
         yield found
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         try:
             assert process.wait(90) == 0, log.read_text()[-3000:]
         finally:
