@@ -122,7 +122,6 @@ class RoutingIngress(OpenAiIngress):
         if router is None:
             raise ConfigError("The endpoint has no router. Name a folder that rtr-ray train wrote.")
         ingress = self._file.ingress
-        _limit_threads(ingress.threads)
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
         chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained)
@@ -299,9 +298,3 @@ def _response(reply: Reply) -> Response:
 def _bearer(request: Request) -> str | None:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
-
-
-def _limit_threads(count: int) -> None:
-    import torch
-
-    torch.set_num_threads(count)
