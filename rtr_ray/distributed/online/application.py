@@ -70,7 +70,10 @@ def application(file: ServeFile, gate: Callable[[], Gate] = OpenGate) -> Applica
         name="Ingress",
         max_ongoing_requests=_ROOM,
         user_config=file.swap.model_dump(mode="json"),
-        ray_actor_options={"num_cpus": file.ingress.num_cpus},
+        ray_actor_options={
+            "num_cpus": file.ingress.num_cpus,
+            "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(file.ingress.threads)}},
+        },
         **_replicas(file.ingress.replicas),
     ).bind(
         llm_deployments=models,
