@@ -141,6 +141,8 @@ def _body(pool: Pool, asked: Asked, candidate: Candidate, strategy: Strategy | N
     model = pool.models[candidate.model]
     sampling = model.sampling if strategy is None else strategy.sampling.over(model.sampling)
     body: dict[str, Any] = sampling.over(Sampling(temperature=0.0)).given() | dict(asked.fields)
+    if asked.n > 1 and "temperature" not in asked.fields and not body["temperature"]:
+        body["temperature"] = 1.0  # OpenAI's default: greedy answers would all be the same, and vLLM refuses
     stop = list(strategy.stop) if strategy is not None else []
     given = asked.fields.get("stop") or []
     stop += [given] if isinstance(given, str) else given

@@ -106,6 +106,14 @@ async def test_what_a_strategy_would_break_goes_to_plain_candidates_alone(more):
     assert (refused.status, refused.body["error"]["code"]) == (400, "no_candidate")
 
 
+async def test_answers_are_greedy_unless_somebody_says_otherwise_or_wants_several():
+    bench = Bench.of()
+    await bench.ask()
+    await bench.ask(n=2)
+    await bench.ask(n=2, temperature=0.3)
+    assert [body["temperature"] for _, body in bench.engines.bodies] == [0.0, 1.0, 0.3]
+
+
 async def test_a_stream_ends_with_its_usage_and_is_settled_when_it_was_read():
     bench = Bench.of()
     events = await read(await bench.ask(stream=True, stream_options={"include_usage": True}))
