@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rtr_ray.answers import Answerer, read_program
+from rtr_ray.errors import SandboxError
 from rtr_ray.online.reply import Named
 from rtr_ray.types import Outcome, Sample
 
@@ -23,10 +24,15 @@ async def whole_answer(
         for choice in choices
     )
     strategy = answerer.strategies[named.candidate.strategy]
-    outcome = await answerer.read(Outcome(named.id, named.candidate, samples))
+    asked = Outcome(named.id, named.candidate, samples)
+    more: dict[str, Any] = {}
+    try:
+        outcome = await answerer.read(asked)
+    except SandboxError as error:  # the program is given as it stands, and why
+        outcome, more = asked, {"error": error.message}
     kept = next((i for i, one in enumerate(outcome.samples) if one.answer == outcome.answer), 0)
     choice = dict(choices[kept]) | {"index": 0}
-    more: dict[str, Any] = {"answer": outcome.answer}
+    more["answer"] = outcome.answer
     if len(samples) > 1:
         more["sample_answers"] = [sample.answer for sample in outcome.samples]
     if strategy.answer == "program":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -31,6 +32,7 @@ from rtr_ray.online.turns import Reads, query_of, text_of
 from rtr_ray.pool import Pool
 from rtr_ray.types import Candidate, Query
 
+_LOG = logging.getLogger("rtr_ray.online")
 ATTEMPTS = 4
 """How often a request is put to an engine at most, where those before failed."""
 
@@ -151,7 +153,10 @@ class Endpoint:
         Raises:
             RequestError: If the gate does not know.
         """
-        caller = await self.gate.admit(bearer)
+        try:
+            caller = await self.gate.admit(bearer)
+        except Exception as error:  # whatever it is: nobody gets in whom nobody has checked
+            raise _no_gate(error) from error
         if isinstance(caller, Refusal):
             raise RequestError.of(caller)
         return caller
@@ -216,6 +221,8 @@ class Endpoint:
         except asyncio.CancelledError:
             self.keep(asyncio.create_task(self._given_back(asked), context=contextvars.Context()))
             raise
+        except Exception as error:
+            raise _no_gate(error) from error
 
     async def _given_back(self, asked: asyncio.Task[Hold | Refusal]) -> None:
         hold = await asked
@@ -369,6 +376,11 @@ def _once(close: Any) -> Any:
             await close()
 
     return closed
+
+
+def _no_gate(error: Exception) -> RequestError:
+    _LOG.error("the gate failed: %s", type(error).__name__)
+    return unavailable("Keys and budgets cannot be looked at just now.")
 
 
 def _check(piece: Piece) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -16,6 +17,7 @@ from rtr_ray.online.orders import Order
 from rtr_ray.pool import Pool
 from rtr_ray.types import Usage
 
+_LOG = logging.getLogger("rtr_ray.online")
 _STOP_S = 5.0  # for an engine to say what it has generated until it was stopped
 
 
@@ -132,8 +134,9 @@ class Generation:
                 await self._source.aclose()
         try:
             await self._settle(lost)
-        finally:
-            self.told(self)
+        except Exception as error:  # the answer is given all the same, and what was put aside stays so
+            _LOG.error("the hold %s was not closed: %s", self.hold.id, type(error).__name__)
+        self.told(self)
 
     async def _settle(self, lost: bool) -> None:
         counted, offer = self.counted or Counted(), self.order.offer

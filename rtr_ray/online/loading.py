@@ -13,12 +13,13 @@ from rtr_ray.online.routing import Chooser
 from rtr_ray.parts import Version
 from rtr_ray.policies import KNOWN as POLICIES
 from rtr_ray.policies.base import FittedPolicy, Grounded, Policy, fit
+from rtr_ray.policies.fixed import Fixed
 from rtr_ray.policies.score import FittedScore, Score
 from rtr_ray.pool import Pool
 from rtr_ray.router import RouterFolder
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.storage import open_store
-from rtr_ray.types import RoutingTable
+from rtr_ray.types import Candidate, RoutingTable
 from rtr_ray.versions import saved
 
 
@@ -85,7 +86,11 @@ def _frozen(policy: Mapping[str, Any], pool: Pool, held_out: RoutingTable | None
     )
     if isinstance(recipe, Grounded):
         recipe = recipe.on(pool)
-    if recipe.kind in ("fixed",) or (isinstance(recipe, Score) and recipe.normaliser_usd is not None):
+    if isinstance(recipe, Fixed) and Candidate.parse(recipe.candidate) not in pool.candidates:
+        raise ConfigError(
+            f"The policy is fixed to {recipe.candidate}. The pool has {', '.join(map(str, pool.candidates))}."
+        )
+    if isinstance(recipe, Fixed) or (isinstance(recipe, Score) and recipe.normaliser_usd is not None):
         return recipe.freeze(None)
     if not isinstance(recipe, Score):
         raise ConfigError(

@@ -85,19 +85,20 @@ class RecordingGate:
     caller: Caller = field(default_factory=lambda: Caller("k1", "tester"))
     refuse: Refusal | None = None
     can_pay: Decimal | None = None
+    broken: str = ""  # the method that raises
     offered: list[list[Offer]] = field(default_factory=list)
     open: dict[str, Hold] = field(default_factory=dict)
     closed: list[tuple[str, Decimal, int, bool]] = field(default_factory=list)
     _number: int = 0
 
     async def admit(self, bearer: str | None) -> Caller | Refusal:
-        await asyncio.sleep(0)
+        await self._reached("admit")
         if bearer and bearer.startswith("bad"):
             return Refusal("invalid_api_key", "This key is not known.")
         return self.caller
 
     async def reserve(self, caller: Caller, offers: Sequence[Offer]) -> Hold | Refusal:
-        await asyncio.sleep(0)
+        await self._reached("reserve")
         self.offered.append(list(offers))
         if self.refuse is not None:
             return self.refuse
@@ -110,11 +111,16 @@ class RecordingGate:
         return Refusal("budget_exceeded", "The budget is spent.", 3600.0, "2026-12-01T00:00:00Z")
 
     async def settle(self, hold: Hold, spent_usd: Decimal, tokens: int, *, unknown: bool = False) -> None:
-        await asyncio.sleep(0)
+        await self._reached("settle")
         if self.open.pop(hold.id, None) is not None:
             assert spent_usd <= hold.offer.worst_usd
             assert tokens <= hold.offer.worst_tokens
             self.closed.append((str(hold.offer.candidate), spent_usd, tokens, unknown))
+
+    async def _reached(self, method: str) -> None:
+        await asyncio.sleep(0)
+        if method == self.broken:
+            raise ConnectionError
 
     async def release(self, hold: Hold) -> None:
         await asyncio.sleep(0)

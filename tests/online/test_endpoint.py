@@ -261,6 +261,20 @@ async def test_a_key_that_nobody_knows_is_401():
     assert (reply.status, reply.body["error"]["type"]) == (401, "invalid_api_key")
 
 
+@pytest.mark.parametrize("method", ["admit", "reserve", "settle"])
+async def test_a_gate_that_is_gone_lets_nobody_in_and_takes_no_answer_back(method: str):
+    bench = Bench.of()
+    bench.gate.broken = method
+    reply = await bench.ask()
+    if method == "settle":
+        assert reply.status == 200
+        assert len(bench.gate.open) == 1, "what was put aside stays so"
+    else:
+        assert (reply.status, reply.body["error"]["code"]) == (503, "unavailable")
+        assert bench.engines.bodies == []
+    assert bench.endpoint.here == 0
+
+
 async def test_a_program_is_run_and_its_output_is_the_answer():
     bench = Bench.of()
     bench.engines.words = ["```python\nprint(42)\n```"]

@@ -118,6 +118,7 @@ def test_a_chooser_is_loaded_from_a_folder_and_a_policy(tmp_path: Path):
     assert again.router.encoder is chooser.router.encoder
     for policy, complaint in [
         ({"lam": 0.5}, "normaliser_usd"),
+        ({"kind": "fixed", "candidate": "strong:magic"}, "The pool has"),
         ({"kind": "budget", "budget_usd": 1.0}, "policy.run"),
         ({"run": str(tmp_path / "none")}, "holds no plan"),
     ]:
