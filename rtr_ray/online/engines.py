@@ -123,10 +123,7 @@ class Generation:
     async def _close(self) -> None:
         lost = self.failure is not None and self.failure.maybe_paid
         if not self.ended and self.failure is None:
-            counted = None
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(_STOP_S):
-                    counted = await self.engines.stop(self.order.deployment, self.call)
+            counted = await self._stopped()
             lost = counted is None
             self.counted = counted or self.counted
         if self._source is not None:
@@ -137,6 +134,17 @@ class Generation:
         except Exception as error:  # the answer is given all the same, and what was put aside stays so
             _LOG.error("the hold %s was not closed: %s", self.hold.id, type(error).__name__)
         self.told(self)
+
+    async def _stopped(self) -> Counted | None:
+        """What the engine had generated; None where it does not say in time."""
+        try:
+            async with asyncio.timeout(_STOP_S):
+                return await self.engines.stop(self.order.deployment, self.call)
+        except Exception as error:
+            _LOG.warning(
+                "%s did not say what it had generated: %s", self.order.deployment, type(error).__name__
+            )
+            return None
 
     async def _settle(self, lost: bool) -> None:
         counted, offer = self.counted or Counted(), self.order.offer

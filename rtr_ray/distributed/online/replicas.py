@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from rtr_ray.online.engines import Failure, Piece
 from rtr_ray.online.folding import Counted
 
-_LOOK_S = 1.0
+_LOOK_S = 2.0
 _WAKE_S = 0.25  # between two looks whether a call that waits still can begin
 _SUSPECT_S = 5.0  # by then the status says what a failure has meant
 
