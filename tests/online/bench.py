@@ -136,6 +136,8 @@ class FakeEngines:
     input_tokens: int = 12
     failing: dict[str, Failure] = field(default_factory=dict)
     failing_after: int = 0  # tokens
+    failing_times: int = 1_000
+    replicated: bool = False  # one replica that fails leaves others
     down: set[str] = field(default_factory=set)
     busy: set[str] = field(default_factory=set)
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -146,7 +148,8 @@ class FakeEngines:
     lost: bool = False  # nobody can say what a stopped call has made
 
     def up(self) -> frozenset[str]:
-        return frozenset({"weak", "strong"} - self.down - set(self.suspected))
+        out = set() if self.replicated else set(self.suspected)
+        return frozenset({"weak", "strong"} - self.down - out)
 
     def full(self, deployment: str) -> bool:
         return deployment in self.busy
@@ -163,7 +166,8 @@ class FakeEngines:
     ) -> AsyncGenerator[Piece, None]:
         self.bodies.append((deployment, dict(body)))
         failure, count = self.failing.get(deployment), body.get("n", 1)
-        if failure is not None and not self.failing_after:
+        if failure is not None and not self.failing_after and self.failing_times:
+            self.failing_times -= 1
             yield Piece(failure=failure)
             return
         texts = [list(self.words) for _ in range(count)]
@@ -186,7 +190,7 @@ class FakeEngines:
                 for i in range(count)
             ]
             yield Piece(self.made[call], chunks if stream else ())
-            if failure is not None and place + 1 >= self.failing_after:
+            if failure is not None and self.failing_after and place + 1 >= self.failing_after:
                 yield Piece(failure=failure)
                 return
         choices = [

@@ -186,6 +186,15 @@ async def test_where_one_model_fails_another_one_answers():
     assert second == ("weak:vanilla", usd(12, 5, "0.1"), 17, False)
 
 
+@pytest.mark.parametrize(("times", "answers"), [(1, "strong:cot"), (2, "weak:vanilla")])
+async def test_a_model_with_other_replicas_is_asked_once_more(times: int, answers: str):
+    bench = Bench.of()
+    bench.engines.failing["strong"], bench.engines.failing_times = CANNOT, times
+    bench.engines.replicated = True
+    assert (await bench.ask()).body["model"] == answers
+    assert len(bench.settled()) == times + 1
+
+
 async def test_where_nothing_was_generated_nothing_is_paid():
     bench = Bench.of()
     bench.engines.failing |= {"strong": CANNOT, "weak": CANNOT}
