@@ -184,7 +184,10 @@ class Endpoint:
         question = Question(query, text, asked.wish, allowed_C, ", ".join(asked.needs))
         if self.shadow is not None:
             self.keep(asyncio.create_task(self._shadowed(self.shadow, question)))
-        return await self.routing.route(question)
+        began = time.perf_counter()
+        routed = await self.routing.route(question)
+        self.notes.chosen(time.perf_counter() - began)
+        return routed
 
     async def _shadowed(self, shadow: Routing, question: Question) -> None:
         with contextlib.suppress(RtrError):

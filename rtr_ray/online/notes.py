@@ -63,5 +63,8 @@ class Notes:
     def closed(self, generation: Generation, caller: str) -> None:
         """A generation's money was settled or released."""
 
+    def chosen(self, took_s: float) -> None:
+        """A candidate was chosen, in so many seconds."""
+
     def shadow(self, routed: Routed) -> None:
         """What a second router would have chosen."""
