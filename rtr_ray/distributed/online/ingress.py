@@ -169,9 +169,10 @@ class RoutingIngress(OpenAiIngress):
             return _response(await self._endpoint.chat(raw, _bearer(request), name))
         except RequestError as error:
             return _response(Reply.of(error))
-        except RtrError as error:
+        except Exception as error:
             _LOG.exception("a request failed")
-            return _response(Reply.of(RequestError(error.message, status=500, kind="server_error")))
+            message = error.message if isinstance(error, RtrError) else "Something went wrong here."
+            return _response(Reply.of(RequestError(message, status=500, kind="server_error")))
 
     async def models(self, request: Request) -> Response:  # type: ignore[override]
         """What `model` may be."""
