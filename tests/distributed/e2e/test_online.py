@@ -61,7 +61,6 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     bench = Workbench(folder, "none")
     whole = yaml.safe_load(pool_path("embedded").read_text())
     engine = whole["deployments"]["nano"]
-    engine["engine"] = engine["engine"] | {"enable_auto_tool_choice": True, "tool_call_parser": "pythonic"}
     engine["source"] = str(pool_path("embedded").parent / engine["source"])
     bench.pool(
         deployments={"nano": engine},
