@@ -16,11 +16,12 @@ from ray.serve.llm.ingress import make_fastapi_ingress
 
 from rtr_ray.config import ReplicaKeys, ServeFile, load_pool, load_serving
 from rtr_ray.distributed.engines import llm_config
+from rtr_ray.distributed.online.gates import gate_of
 from rtr_ray.distributed.online.ingress import ENDPOINTS, RoutingIngress, Setting, fastapi_app
 from rtr_ray.distributed.online.memory import Memory
 from rtr_ray.distributed.online.server import OnlineServer
 from rtr_ray.errors import ConfigError
-from rtr_ray.gate import Gate, OpenGate
+from rtr_ray.gate import Gate
 from rtr_ray.pool import Deployment
 from rtr_ray.yaml_door import validated
 
@@ -39,11 +40,13 @@ def build(args: Mapping[str, Any]) -> Application:
     """
     if "config" in args:
         rest = {key: value for key, value in args.items() if key != "config"}
-        return application(load_serving(Path(str(args["config"])), rest))
-    return application(validated(ServeFile, dict(args), "args"))
+        file = load_serving(Path(str(args["config"])), rest)
+    else:
+        file = validated(ServeFile, dict(args), "args")
+    return application(file, gate_of(file))
 
 
-def application(file: ServeFile, gate: Callable[[], Gate] = OpenGate) -> Application:
+def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
     """The application.
 
     Args:

@@ -14,7 +14,9 @@ from ray import serve
 from rtr_ray.config import ServeFile, load_pool
 from rtr_ray.distributed.batch import terminable
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, Needs, connected, replica_needs
+from rtr_ray.distributed.online.gates import gate_of
 from rtr_ray.errors import ConfigError, ExecutionError
+from rtr_ray.gate import OpenGate
 from rtr_ray.router import RouterFolder
 from rtr_ray.screen import Screen
 
@@ -29,7 +31,7 @@ def _launch(file: ServeFile, name: str, route_prefix: str) -> None:
 
     from rtr_ray.distributed.online.application import application
 
-    target = RunTarget(application(file), name=name, route_prefix=route_prefix)
+    target = RunTarget(application(file, gate_of(file)), name=name, route_prefix=route_prefix)
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
@@ -128,7 +130,7 @@ def _reason(app: Any) -> str:
 
 
 def _check_address(file: ServeFile, insecure: bool) -> None:
-    if not is_loopback(file.host) and not insecure:
+    if not is_loopback(file.host) and not insecure and gate_of(file) is OpenGate:
         raise ConfigError(
             f"host is {file.host}, where others can reach it, and no key is configured. Listen on 127.0.0.1, "
             "or add --insecure if everybody may spend."
