@@ -1,22 +1,26 @@
 """What routing adds to a request: latency with one client, throughput with many.
 
-    rtr-ray serve --config serve.yaml &
-    python benchmarks/online.py --url http://127.0.0.1:8000
+    python benchmarks/online.py
 
-Direct means `model:strategy` of the candidate that `auto` picks for the same prompt, through the same
-endpoint. Runs take turns (direct, auto, direct again), each with prompts of its own that nobody has sent
-before; direct against direct is the noise floor. Throughput is measured with unique prompts, and with a few
-that repeat, whose embeddings are kept. Writes benchmarks/out/online.json.
+serves the embedded pool as serve.yaml has it, or takes a running endpoint with --url. Direct means
+`model:strategy` of the candidate that `auto` picks for the same prompt, through the same endpoint. Runs take
+turns (direct, auto, direct again), each with prompts of its own that nobody has sent before; direct against
+direct is the noise floor. Throughput is measured with unique prompts, and with a few that repeat, whose
+embeddings are kept. Writes benchmarks/out/online.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import socket
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,8 @@ from rich.table import Table
 
 from rtr_ray.embedded.questions import draw
 
-OUT = Path(__file__).parent / "out"
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "benchmarks/out"
 PROMPT_WORDS = 60  # beside the question: about 100 tokens in all
 
 
@@ -127,11 +132,38 @@ async def throughput(caller: Caller, runs: int, count: int, clients: int, seed: 
     return dict(zip(names, map(statistics.median, (unique, cached, noise, rates)), strict=True))
 
 
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+@contextlib.contextmanager
+def served() -> Iterator[str]:
+    """The URL of an endpoint that is started here, and ended afterwards."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "rtr-ray"), "serve", "--config", str(ROOT / "serve.yaml")]
+    process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not _answers(url):
+            if process.poll() is not None:
+                raise SystemExit("the endpoint did not start")
+            time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        health = httpx.get(f"{url}/healthz", timeout=30)
+        return health.status_code == 200 and all(one["up"] for one in health.json()["models"].values())
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
+async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     limits = httpx.Limits(max_connections=2 * arguments.clients)
     async with httpx.AsyncClient(timeout=300, limits=limits) as client:
-        caller = Caller(arguments.url.rstrip("/"), client, arguments.max_tokens)
+        caller = Caller(url.rstrip("/"), client, arguments.max_tokens)
         warm = prompts(20, 1)
         await caller.one_by_one(["auto"] * 20, warm)
         added = await latency(caller, arguments.runs, arguments.requests, 10)
@@ -142,7 +174,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="of a running endpoint; none: one is started")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--requests", type=int, default=500, help="of each run and way")
     parser.add_argument("--clients", type=int, default=64)
@@ -150,7 +182,8 @@ def main() -> None:
         "--max-tokens", type=int, default=16, help="of an answer: short ones show routing best"
     )
     arguments = parser.parse_args()
-    found = asyncio.run(measure(arguments))
+    with contextlib.nullcontext(arguments.url) if arguments.url else served() as url:
+        found = asyncio.run(measure(url, arguments))
     table = Table("figure", "value")
     for name, value in found.items():
         table.add_row(name, f"{value:.3f}")
