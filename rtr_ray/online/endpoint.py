@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rtr_ray.answers import Answerer
-from rtr_ray.errors import RtrError
 from rtr_ray.gate import Caller, Gate, Hold, Offer, Refusal
 from rtr_ray.online.asking import Asked, parse_chat
 from rtr_ray.online.buffered import whole_answer
@@ -190,7 +189,7 @@ class Endpoint:
         return routed
 
     async def _shadowed(self, shadow: Routing, question: Question) -> None:
-        with contextlib.suppress(RtrError):
+        with contextlib.suppress(Exception):  # whatever happens to a shadow, nobody is served by it
             self.notes.shadow(await shadow.route(question))
 
     async def _begun(

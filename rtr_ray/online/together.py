@@ -63,5 +63,5 @@ class Together(Generic[Given, Made]):
                     future.set_result(one)
 
     def close(self) -> None:
-        """Let go of the thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """Let go of the thread, once the batch that is under way is done."""
+        self._thread.shutdown(wait=False)

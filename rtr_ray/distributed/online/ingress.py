@@ -95,6 +95,8 @@ class RoutingIngress(OpenAiIngress):
         assert self._endpoint is not None
         self._endpoint.routing.swap(chooser)
         _LOG.info("router=%s policy=%s", chooser.router.fingerprint, chooser.policy)
+        if self._endpoint.shadow is not None:
+            self._endpoint.shadow.close()
         self._endpoint.shadow = None if shadow is None else Routing(shadow, self._file.ingress.cache_texts)
 
     async def _begin(self, chooser: Chooser) -> None:
