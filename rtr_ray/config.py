@@ -181,6 +181,94 @@ class CollectFile(JobKeys):
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
 
 
+class ShadowKeys(Door):
+    """A second router, whose choices are written down and not served."""
+
+    router: str | None = Field(None, description="a router folder; none: the one that serves")
+    policy: dict[str, Any] | None = Field(None, description="kind and its fields; none: the one that serves")
+
+
+class ReplicaKeys(Door):
+    """How many replicas of a deployment the endpoint runs."""
+
+    min_replicas: int | None = Field(None, ge=0, description="a count; 0: none while nobody asks")
+    max_replicas: int | None = Field(None, ge=1, description="a count, 1 at least")
+    target_in_flight: float = Field(16.0, gt=0, description="requests per replica that are aimed at")
+    upscale_delay_s: float = Field(5.0, ge=0, description="seconds of load before one is added")
+    downscale_delay_s: float = Field(60.0, ge=0, description="seconds without it before one is taken away")
+    most_in_flight: int | None = Field(None, ge=1, description="requests; beyond them, 503")
+
+
+class IngressKeys(Door):
+    """The replicas that take requests and route them."""
+
+    replicas: Count | tuple[Count, Count] = Field(1, description="a count, or [least, most]")
+    num_cpus: float = Field(1.0, ge=0, description="logical CPUs of one")
+    threads: int = Field(1, ge=1, description="threads that encode")
+    most_in_flight: int = Field(1024, ge=1, description="requests of one replica; beyond them, 503")
+    patience_s: float = Field(60.0, gt=0, description="seconds for a model to begin its answer")
+    cache_texts: int = Field(4096, ge=1, description="embeddings that are kept")
+    device: str = Field("auto", description="auto, cpu or cuda")
+    dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
+    max_body_mib: float = Field(4.0, gt=0, description="MiB of a request's body; beyond them, 413")
+
+
+class SwapKeys(Door):
+    """What can be changed while the endpoint runs: the `user_config` of its ingress."""
+
+    router: str | RouterKeys | None = Field(None, description="a folder that rtr-ray train wrote")
+    policy: dict[str, Any] = Field({"kind": "score", "lam": 0.95}, description="kind and its fields, or run")
+    shadow: ShadowKeys | None = Field(None, description="router and policy of a second one")
+
+    @property
+    def router_path(self) -> str | None:
+        """The folder, however it was written."""
+        return self.router.path if isinstance(self.router, RouterKeys) else self.router
+
+    @property
+    def untrained(self) -> Literal["refuse", "by_profile"]:
+        """What becomes of candidates that the router has no outcomes of."""
+        return self.router.untrained if isinstance(self.router, RouterKeys) else "refuse"
+
+
+class ServeFile(SwapKeys):
+    """serve.yaml."""
+
+    pool: str = Field(description=f"a pool.yaml, or {' or '.join(SHIPPED_POOLS)}")
+    reads: Literal["last_user", "conversation"] = Field("last_user", description="last_user or conversation")
+    host: str = Field("127.0.0.1", description="the address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="a port")
+    folder: str = Field("runs/serve", description="a local folder for what the endpoint keeps")
+    feedback: str | None = Field(None, description="a folder for outcomes, local or s3://; none: in folder")
+    ingress: IngressKeys = IngressKeys()
+    models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
+    sandbox: SandboxKeys = SandboxKeys()
+    cluster: ClusterKeys = ClusterKeys()
+
+    @property
+    def swap(self) -> SwapKeys:
+        """The part that can be changed in flight."""
+        return SwapKeys(router=self.router, policy=self.policy, shadow=self.shadow)
+
+    @property
+    def feedback_uri(self) -> str:
+        """Where outcomes from feedback go."""
+        return self.feedback or f"{self.folder.rstrip('/')}/feedback"
+
+
+def load_serving(path: Path, changes: Mapping[str, Any] | None = None) -> ServeFile:
+    """Read a serve file.
+
+    Args:
+        path: The file.
+        changes: What flags of the command line set instead, by dotted key.
+
+    Raises:
+        ConfigError: Naming the file, the key and what was expected.
+    """
+    return validated(ServeFile, _changed(read_yaml(path), changes or {}), str(path))
+
+
 def load_pool(name: str) -> Pool:
     """Read a pool file, or one of the shipped pools by name.
 

@@ -33,7 +33,7 @@ LAYERS = (
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
-    {"embedded"},
+    {"embedded", "online"},
     {"distributed"},
     {"cli"},
 )

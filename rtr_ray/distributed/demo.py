@@ -133,6 +133,17 @@ def prepare(output: str, questions: int, screen: Screen) -> dict[str, str]:
     return {"questions": str(places.questions), "router": str(pool_router(places))}
 
 
+def trained_router(output: str, screen: Screen) -> str:
+    """The router of the embedded pool, trained on the outcomes that ship with it; once.
+
+    Args:
+        output: It lies beside this folder, in `OUTPUT-inputs`.
+    """
+    places = _Places(output)
+    _train(places, screen)
+    return str(pool_router(places))
+
+
 def _shipped(name: str) -> Path:
     return Path(str(resources.files("rtr_ray") / "embedded" / name))
 

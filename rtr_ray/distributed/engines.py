@@ -14,8 +14,12 @@ from rtr_ray.distributed.server import ChunkServer
 from rtr_ray.pool import Deployment
 
 
-def llm_config(deployment: Deployment) -> LLMConfig:
-    """The deployment as Ray Serve LLM wants it."""
+def llm_config(deployment: Deployment, scaling: Mapping[str, Any] | None = None) -> LLMConfig:
+    """The deployment as Ray Serve LLM wants it.
+
+    Args:
+        scaling: What stands over its own replica counts, as Ray's autoscaling_config has it.
+    """
     options: dict[str, Any] = {}
     if deployment.accelerator == "cpu":
         options["accelerator_config"] = {"kind": "cpu"}
@@ -28,6 +32,7 @@ def llm_config(deployment: Deployment) -> LLMConfig:
             "autoscaling_config": {
                 "min_replicas": deployment.min_replicas,
                 "max_replicas": deployment.max_replicas,
+                **(scaling or {}),
             },
             "ray_actor_options": {"num_cpus": REPLICA_CPUS},
         },

@@ -59,7 +59,7 @@ class ChunkServer(LLMServer):
         try:
             growing = Extending.read(body, lender)
             if growing is not None:
-                reply = await self._streamed(self._request(body | _COUNTING), growing)
+                reply = await self._streamed(self._request(body | COUNTING), growing)
             else:
                 (response,) = [reply async for reply in await self.chat(self._request(body))]
                 # the public ErrorResponse is a subclass of the one that comes: it is known by what it holds
@@ -83,7 +83,7 @@ class ChunkServer(LLMServer):
         stream = await self.chat(request)
         async with contextlib.aclosing(stream):  # closed early, the engine stops
             async for lines in stream:
-                for event in _events(lines):
+                for event in events_of(lines):
                     if "error" in event:
                         return _refused(event["error"], bool(usage.get("completion_tokens")))
                     counted = event.get("usage") or usage
@@ -121,10 +121,10 @@ class ChunkServer(LLMServer):
         return [me.pid, *(child.pid for child in me.children(recursive=True))]
 
 
-_COUNTING = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+COUNTING = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 
 
-def _events(lines: Any) -> Iterator[dict[str, Any]]:
+def events_of(lines: Any) -> Iterator[dict[str, Any]]:
     """The JSON of what a stream gives: lists of server-sent events, or of errors."""
     for line in lines if isinstance(lines, list) else [lines]:
         if not isinstance(line, str):

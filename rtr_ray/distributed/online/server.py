@@ -1,0 +1,132 @@
+"""What runs in a model's replica: a server whose every answer is generated as a stream, and counted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from pydantic import ValidationError
+
+from rtr_ray.distributed.server import COUNTING, ChunkServer, events_of
+from rtr_ray.online.folding import Folded
+
+_PROGRESS_S = 0.25  # between two counts of an answer that nobody sees grow
+_KNOWN_CALLS = 4096
+
+
+class OnlineServer(ChunkServer):
+    """A ChunkServer that also answers single requests, tells what it has counted, and can be stopped."""
+
+    _known: OrderedDict[str, Folded] | None = None
+
+    async def generate(self, call: str, body: dict[str, Any], stream: bool) -> AsyncIterator[dict[str, Any]]:
+        """Answer a chat request.
+
+        Args:
+            call: Its name, for `stop`.
+            body: Of an OpenAI chat completion, without `model`.
+            stream: Whether the chunks are wanted as they come, or the choices at the end.
+
+        Yields:
+            `counted` (input, cached and output tokens so far) with `chunks`, or at the end `choices`;
+            the last one has `ended` or `failure`.
+        """
+        calls = self._calls()
+        if call in calls:
+            return  # it was stopped before it came
+        folded = calls[call] = Folded()
+        started = time.monotonic()
+        try:
+            async for piece in self._pieces(folded, body, stream):
+                yield piece
+        except asyncio.CancelledError:
+            raise
+        except ValidationError as error:
+            yield {"failure": _invalid(error)}
+        except Exception as error:
+            failed = self._failure(error, started)
+            yield {"failure": {"message": failed["error"], "maybe_paid": failed["maybe_paid"]}}
+
+    async def _pieces(
+        self, folded: Folded, body: dict[str, Any], stream: bool
+    ) -> AsyncIterator[dict[str, Any]]:
+        request = self._request(body | COUNTING)
+        told = time.monotonic()
+        source = await self.chat(request)
+        async with contextlib.aclosing(source):  # closed early, the engine stops
+            async for lines in source:
+                chunks = []
+                for event in events_of(lines):
+                    if "error" in event:
+                        yield {"failure": _refused(event["error"], bool(folded.counted.output_tokens))}
+                        return
+                    folded.add(event)
+                    event.pop("usage", None)
+                    chunks.append(event)
+                if stream:
+                    yield {"counted": _numbers(folded), "chunks": chunks}
+                elif time.monotonic() - told > _PROGRESS_S:
+                    told = time.monotonic()
+                    yield {"counted": _numbers(folded)}
+        if not folded.ended:
+            yield {"failure": {"message": "the engine's stream ended before its end", "maybe_paid": True}}
+            return
+        choices = None if stream else folded.response_choices()
+        yield {"counted": _numbers(folded), "choices": choices, "ended": True}
+
+    async def stop(self, call: str) -> tuple[int, int, int] | None:
+        """What a call has generated so far; None where it never came here, and it never will begin.
+
+        The call itself is cancelled by its caller.
+        """
+        calls = self._calls()
+        folded = calls.get(call)
+        if folded is None:
+            calls[call] = Folded()
+            return None
+        return _numbers(folded)
+
+    def _calls(self) -> OrderedDict[str, Folded]:
+        """The last calls by name."""
+        if self._known is None:
+            self._known = OrderedDict()
+        while len(self._known) > _KNOWN_CALLS:
+            self._known.popitem(last=False)
+        return self._known
+
+
+def _numbers(folded: Folded) -> tuple[int, int, int]:
+    counted = folded.counted
+    return counted.input_tokens, counted.cached_input_tokens, counted.output_tokens
+
+
+def _refused(error: dict[str, Any], generated: bool) -> dict[str, Any]:
+    status = int(error.get("code") or 500)
+    return {
+        "message": str(error.get("message"))[:500],
+        "status": status,
+        "kind": str(error.get("type")),
+        "transient": status >= 500,
+        "maybe_paid": generated,
+    }
+
+
+def _invalid(error: ValidationError) -> dict[str, Any]:
+    reasons = list(_reasons(error))
+    return {
+        "message": f"The request is not valid: {'; '.join(reasons[:3])}."[:500],
+        "status": 400,
+        "kind": "invalid_request_error",
+        "transient": False,
+        "maybe_paid": False,
+    }
+
+
+def _reasons(error: ValidationError) -> Iterator[str]:
+    for one in error.errors(include_url=False, include_input=False, include_context=False):
+        where = ".".join(map(str, one["loc"]))
+        yield f"{where}: {one['msg']}" if where else one["msg"]

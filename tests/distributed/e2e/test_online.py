@@ -1,0 +1,258 @@
+"""`rtr-ray serve` as a user starts it, in front of real vLLM, by OpenAI's own client and plain HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from rtr_ray.config import load_pool, pool_path
+from rtr_ray.outcomes import pivot, read_long
+from tests.distributed.conftest import ROOT, free_ports
+from tests.distributed.workbench import Workbench
+
+pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+
+ASK = [{"role": "user", "content": "Add and subtract: 76 + 31 + 88"}]
+QUICK = {"max_retries": 0, "timeout": 300.0}
+
+
+@dataclass(frozen=True)
+class Online:
+    """A running endpoint."""
+
+    url: str
+    folder: Path
+
+    def client(self) -> openai.OpenAI:
+        """OpenAI's client, unchanged but for its base_url."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", **QUICK)
+
+    def call(self, path: str, body: Any = None, raw: bytes | None = None, **headers: str) -> tuple[int, Any]:
+        """Status and JSON of a plain HTTP call."""
+        data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
+        request = urllib.request.Request(f"{self.url}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=300) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
+    """The embedded `nano`, served by the command line on a cluster of its own."""
+    folder = tmp_path_factory.mktemp("online")
+    bench = Workbench(folder, "none")
+    whole = yaml.safe_load(pool_path("embedded").read_text())
+    engine = whole["deployments"]["nano"]
+    engine["source"] = str(pool_path("embedded").parent / engine["source"])
+    bench.pool(
+        deployments={"nano": engine},
+        models={"nano": whole["models"]["nano"]},
+        strategies={name: whole["strategies"][name] for name in ("vanilla", "cot", "pal")},
+        exclude=[],
+    )
+    bench.router({"nano": 0.5})
+    (port,) = free_ports(1)
+    (folder / "serve.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "pool": str(folder / "pool.yaml"),
+                "router": str(folder / "router"),
+                "policy": {"kind": "score", "lam": 0.9, "normaliser_usd": 1e-6},
+                "port": port,
+                "folder": str(folder / "kept"),
+                "ingress": {"num_cpus": 0.5, "patience_s": 240.0},
+            }
+        )
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    environment |= {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
+    command = [str(Path(sys.executable).parent / "rtr-ray"), "serve", "--config", str(folder / "serve.yaml")]
+    log = folder / "serve.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
+    found = Online(f"http://127.0.0.1:{port}", folder)
+    try:
+        deadline = time.monotonic() + 900
+        while not _answers(found):
+            assert process.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline, log.read_text()[-3000:]
+            time.sleep(0.5)
+        yield found
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(90) == 0, log.read_text()[-3000:]
+        finally:
+            process.kill()
+
+
+def _answers(online: Online) -> bool:
+    try:
+        return online.call("/healthz")[0] == 200
+    except (OSError, ValueError):  # Serve itself answers until the application is there, and not in JSON
+        return False
+
+
+def test_openais_client_calls_the_router_a_candidate_and_a_model(online: Online) -> None:
+    client = online.client()
+    names = [model.id for model in client.models.list()]
+    assert names == ["auto", "nano", "nano:vanilla", "nano:cot", "nano:pal"]
+    assert client.models.retrieve("nano:cot").id == "nano:cot"
+    for name in ("auto", "auto:0.5", "nano", "nano:cot"):
+        raw = client.chat.completions.with_raw_response.create(model=name, messages=ASK)  # type: ignore[arg-type]
+        answer = raw.parse()
+        assert answer.choices[0].message.content
+        assert answer.choices[0].finish_reason in ("stop", "length")
+        assert answer.usage.completion_tokens > 0  # type: ignore[union-attr]
+        cost = Decimal(answer.usage.cost_usd)  # type: ignore[union-attr]
+        price = load_pool(str(online.folder / "pool.yaml")).deployments["nano"].price
+        assert cost == Decimal(raw.headers["x-rtr-cost-usd"]) > 0
+        assert cost <= price.worst_case_usd(answer.usage.prompt_tokens, answer.usage.completion_tokens)  # type: ignore[union-attr]
+        assert raw.headers["x-rtr-model"] == "nano"
+        assert raw.headers["x-request-id"]
+        assert ("x-rtr-predicted-accuracy" in raw.headers) == name.startswith("auto")
+
+
+def test_a_program_is_run_in_the_sandbox(online: Online) -> None:
+    answer = online.client().chat.completions.create(model="nano:pal", messages=ASK)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "195"
+    assert "print" in answer.rtr["code"]  # type: ignore[attr-defined]
+
+
+def test_a_stream_is_what_the_whole_answer_is(online: Online) -> None:
+    client = online.client()
+    whole = client.chat.completions.create(model="nano:cot", messages=ASK)  # type: ignore[arg-type]
+    stream = client.chat.completions.create(
+        model="nano:cot", messages=ASK, stream=True, stream_options={"include_usage": True}
+    )  # type: ignore[call-overload]
+    chunks = list(stream)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert len(chunks) > 5
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
+    assert Decimal(chunks[-1].usage.cost_usd) > 0
+
+
+def test_the_asynchronous_client_asks_many_times_at_once(online: Online) -> None:
+    async def ask_all() -> list[Any]:
+        async with openai.AsyncOpenAI(base_url=f"{online.url}/v1", api_key="none", **QUICK) as client:
+            asked = [
+                client.chat.completions.create(
+                    model="auto", messages=[{"role": "user", "content": f"What is {i} + 31?"}]
+                )
+                for i in range(24)
+            ]
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(ask_all())
+    assert len({answer.id for answer in answers}) == 24
+    assert {answer.object for answer in answers} == {"chat.completion"}
+
+
+def test_several_choices_logprobs_and_a_tool_that_is_named(online: Online) -> None:
+    client = online.client()
+    several = client.chat.completions.create(
+        model="auto", messages=ASK, n=2, logprobs=True, temperature=0.8, max_tokens=6
+    )  # type: ignore[call-overload]
+    assert several.model == "nano:vanilla"
+    assert [choice.index for choice in several.choices] == [0, 1]
+    assert all(choice.logprobs.content for choice in several.choices)
+    tool = {
+        "type": "function",
+        "function": {
+            "name": "add",
+            "parameters": {
+                "type": "object",
+                "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},
+                "required": ["a"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    called = client.chat.completions.create(
+        model="nano",
+        messages=ASK,
+        tools=[tool],
+        tool_choice={"type": "function", "function": {"name": "add"}},
+        max_tokens=40,
+        logit_bias=dict.fromkeys(_white_space(), -100),  # JSON may hold any amount, and so small a model does
+    )  # type: ignore[call-overload]
+    (call,) = called.choices[0].message.tool_calls
+    assert call.function.name == "add"
+    assert set(json.loads(call.function.arguments)) == {"a"}
+
+
+def _white_space() -> list[str]:
+    """The ids of `nano`'s tokens that are nothing else."""
+    tokens = json.loads((pool_path("embedded").parent / "models/nano/tokenizer.json").read_text())
+    return [str(number) for token, number in tokens["model"]["vocab"].items() if not token.strip("ĠĊĉ \n\t")]
+
+
+def test_a_client_that_leaves_stops_the_engine(online: Online) -> None:
+    stream = online.client().chat.completions.create(
+        model="nano", messages=ASK, stream=True, max_tokens=900, extra_body={"ignore_eos": True}
+    )  # type: ignore[call-overload]
+    next(iter(stream))
+    assert online.call("/healthz")[1]["requests"] >= 1
+    stream.close()
+    deadline = time.monotonic() + 30
+    while online.call("/healthz")[1]["requests"]:
+        assert time.monotonic() < deadline, "the request is still there"
+        time.sleep(0.1)
+
+
+def test_a_table_is_shown_and_feedback_becomes_outcomes(online: Online) -> None:
+    status, shown = online.call("/v1/route", {"model": "auto", "messages": ASK})
+    assert status == 200
+    assert {row["candidate"] for row in shown["table"]} == {"nano:vanilla", "nano:cot", "nano:pal"}
+    answer = online.client().chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
+    status, given = online.call("/v1/feedback", {"request_id": answer.id, "score": 1})
+    assert (status, given["id"]) == (200, answer.id)
+    assert online.call("/v1/feedback", {"request_id": answer.id, "score": 0})[0] == 409
+    outcomes = pivot(read_long(str(online.folder / "kept" / "feedback")))
+    assert outcomes.query_ids == (answer.id,)
+    assert outcomes.queries == (ASK[0]["content"],)
+    assert outcomes.accuracy.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (b"{", 400),
+        (b'{"model": "nobody", "messages": [{"role": "user", "content": "x"}]}', 404),
+        (b'{"model": "auto", "messages": []}', 400),
+        (b'{"model": "auto:7", "messages": [{"role": "user", "content": "x"}]}', 400),
+        (b'{"model": "nano", "messages": [{"role": "user", "content": "x"}], "tools": [{"type": 3}]}', 400),
+        (b'{"model": "nano", "messages": [{"role": "user", "content": "' + b"7 " * 500_000 + b'"}]}', 400),
+        (b" " * 5_000_000, 413),
+    ],
+)
+def test_what_is_wrong_is_said_in_openais_form(online: Online, raw: bytes, status: int) -> None:
+    found, body = online.call("/v1/chat/completions", raw=raw)
+    assert found == status, body
+    assert body["error"]["message"]
+
+
+def test_a_page_of_another_origin_is_refused(online: Online) -> None:
+    body = {"model": "auto", "messages": ASK}
+    assert online.call("/v1/chat/completions", body, Origin="https://evil.example")[0] == 403
+    assert online.call("/v1/nowhere")[1]["error"]["message"] == "Not Found"
