@@ -10,7 +10,8 @@
     ├── PlacementError      (RuntimeError)  the cluster has no room for what was asked
     ├── ExecutionError      (RuntimeError)  a request could not be answered
     │   └── TransientError                  the same request may well be answered if it is sent again
-    └── SandboxError        (RuntimeError)  this machine cannot isolate a program as configured
+    ├── SandboxError        (RuntimeError)  this machine cannot isolate a program as configured
+    └── RequestError        (in online.problems) a request that gets no answer, and its HTTP status
 
 Each takes one message: what was asked, what was found, what to do. A message never
 holds a prompt, an answer or a key, so that it may be logged and cross processes.
