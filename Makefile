@@ -2,7 +2,7 @@
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test check fix bench faults clean
+.PHONY: setup demo serve test check fix bench faults clean
 
 setup: .venv/.ready
 
@@ -11,6 +11,9 @@ setup: .venv/.ready
 
 demo: setup  ## the main job on the models that ship inside; ARGS=--fresh begins anew
 	$(BIN)/rtr-ray demo $(ARGS)
+
+serve: setup  ## the embedded pool behind an OpenAI-compatible endpoint (docs/online.md); ARGS="--port 9000"
+	$(BIN)/rtr-ray serve --config serve.yaml $(ARGS)
 
 test: setup  ## all tests; ARGS="-m 'not vllm'" leaves out those that serve models
 	$(BIN)/python -m pytest -n 3 $(ARGS)

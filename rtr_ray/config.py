@@ -240,6 +240,9 @@ class ServeFile(SwapKeys):
     port: int = Field(8000, ge=0, le=65535, description="a port")
     folder: str = Field("runs/serve", description="a local folder for what the endpoint keeps")
     feedback: str | None = Field(None, description="a folder for outcomes, local or s3://; none: in folder")
+    keys: str | None = Field(
+        None, description="a file of rtr-ray keys, on the head node; none: anybody spends"
+    )
     ingress: IngressKeys = IngressKeys()
     models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
     sandbox: SandboxKeys = SandboxKeys()

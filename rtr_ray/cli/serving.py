@@ -16,6 +16,7 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="The address to listen on.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="The port to listen on.")] = None,
     address: Address = None,
+    keys: Annotated[str | None, typer.Option("--keys", help="The file of rtr-ray keys.")] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let others in although no key is configured.")
     ] = False,
@@ -24,7 +25,7 @@ def serve(
     with screening() as screen:
         from rtr_ray.config import load_serving
 
-        changes = {"host": host, "port": port, "cluster.address": address}
+        changes = {"host": host, "port": port, "cluster.address": address, "keys": keys}
         file = load_serving(config, {key: value for key, value in changes.items() if value is not None})
         from rtr_ray.distributed.online.running import serve_file
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import socket
 import time
 from typing import Any
@@ -14,9 +13,9 @@ from ray import serve
 from rtr_ray.config import ServeFile, load_pool
 from rtr_ray.distributed.batch import terminable
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, Needs, connected, replica_needs
-from rtr_ray.distributed.online.gates import gate_of
+from rtr_ray.distributed.online.gates import check_gate, gate_of, keys_path
+from rtr_ray.distributed.online.keys_actor import end_keys_actor
 from rtr_ray.errors import ConfigError, ExecutionError
-from rtr_ray.gate import OpenGate
 from rtr_ray.router import RouterFolder
 from rtr_ray.screen import Screen
 
@@ -42,7 +41,10 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
         ConfigError: If the file cannot be served as it is.
         ExecutionError: If the application does not come up.
     """
-    _check_address(file, insecure)
+    warning = check_gate(file, insecure)
+    _check_port(file)
+    if warning is not None:
+        screen.say(warning, "yellow")
     file = ready(file, screen)
     with connected(file.cluster.address, needs_of(file)), terminable():
         started = False
@@ -59,6 +61,8 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
             if started:
                 with screen.stage("stop"), contextlib.suppress(Exception):
                     serve.delete(NAME)
+                    if (path := keys_path(file)) is not None:
+                        end_keys_actor(path)
 
 
 def ready(file: ServeFile, screen: Screen) -> ServeFile:
@@ -129,12 +133,7 @@ def _reason(app: Any) -> str:
     return str((own or lines or ["no reason was given"])[-1][:400])
 
 
-def _check_address(file: ServeFile, insecure: bool) -> None:
-    if not is_loopback(file.host) and not insecure and gate_of(file) is OpenGate:
-        raise ConfigError(
-            f"host is {file.host}, where others can reach it, and no key is configured. Listen on 127.0.0.1, "
-            "or add --insecure if everybody may spend."
-        )
+def _check_port(file: ServeFile) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -143,11 +142,3 @@ def _check_address(file: ServeFile, insecure: bool) -> None:
             raise ConfigError(
                 f"Cannot listen on {file.host}:{file.port} ({error.strerror}). Choose another --port."
             ) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

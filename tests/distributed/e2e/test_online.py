@@ -22,6 +22,7 @@ import pytest
 import yaml
 
 from rtr_ray.config import load_pool, pool_path
+from rtr_ray.keys import KeyStore, Limits
 from rtr_ray.outcomes import pivot, read_long
 from tests.distributed.conftest import ROOT, free_ports
 from tests.distributed.workbench import Workbench
@@ -34,19 +35,21 @@ QUICK = {"max_retries": 0, "timeout": 300.0}
 
 @dataclass(frozen=True)
 class Online:
-    """A running endpoint."""
+    """A running endpoint, and a key for it."""
 
     url: str
     folder: Path
+    key: str
 
-    def client(self) -> openai.OpenAI:
+    def client(self, key: str | None = None) -> openai.OpenAI:
         """OpenAI's client, unchanged but for its base_url."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", **QUICK)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, **QUICK)
 
     def call(self, path: str, body: Any = None, raw: bytes | None = None, **headers: str) -> tuple[int, Any]:
         """Status and JSON of a plain HTTP call."""
         data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
-        request = urllib.request.Request(f"{self.url}{path}", data, headers)
+        known = {"authorization": f"Bearer {self.key}"}
+        request = urllib.request.Request(f"{self.url}{path}", data, known | headers)
         try:
             with urllib.request.urlopen(request, timeout=300) as reply:
                 return reply.status, json.load(reply)
@@ -70,6 +73,8 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     )
     bench.router({"nano": 0.5})
     (port,) = free_ports(1)
+    keys = folder / "keys.sqlite"
+    token, _ = KeyStore(keys).create("ann", Limits(day_usd=Decimal(1)))
     (folder / "serve.yaml").write_text(
         yaml.safe_dump(
             {
@@ -78,6 +83,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
                 "policy": {"kind": "score", "lam": 0.9, "normaliser_usd": 1e-6},
                 "port": port,
                 "folder": str(folder / "kept"),
+                "keys": str(keys),
                 "ingress": {"num_cpus": 0.5, "patience_s": 240.0},
             }
         )
@@ -89,7 +95,7 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     log = folder / "serve.log"
     with log.open("w") as file:
         process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    found = Online(f"http://127.0.0.1:{port}", folder)
+    found = Online(f"http://127.0.0.1:{port}", folder, token)
     try:
         deadline = time.monotonic() + 900
         while not _answers(found):
@@ -154,7 +160,7 @@ def test_a_stream_is_what_the_whole_answer_is(online: Online) -> None:
 
 def test_the_asynchronous_client_asks_many_times_at_once(online: Online) -> None:
     async def ask_all() -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=f"{online.url}/v1", api_key="none", **QUICK) as client:
+        async with openai.AsyncOpenAI(base_url=f"{online.url}/v1", api_key=online.key, **QUICK) as client:
             asked = [
                 client.chat.completions.create(
                     model="auto", messages=[{"role": "user", "content": f"What is {i} + 31?"}]
@@ -252,7 +258,46 @@ def test_what_is_wrong_is_said_in_openais_form(online: Online, raw: bytes, statu
     assert body["error"]["message"]
 
 
-def test_a_page_of_another_origin_is_refused(online: Online) -> None:
-    body = {"model": "auto", "messages": ASK}
-    assert online.call("/v1/chat/completions", body, Origin="https://evil.example")[0] == 403
+def test_what_is_not_there_is_said_in_openais_form(online: Online) -> None:
     assert online.call("/v1/nowhere")[1]["error"]["message"] == "Not Found"
+
+
+def test_who_has_no_key_gets_nothing(online: Online) -> None:
+    with pytest.raises(openai.AuthenticationError):
+        online.client("rtr-nobody").chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
+    for path, body in (("/v1/models", None), ("/v1/route", {"model": "auto", "messages": ASK})):
+        assert online.call(path, body, authorization="Bearer rtr-nobody")[0] == 401
+
+
+def test_a_budget_pays_for_what_it_pays_for_and_what_was_spent_is_what_the_answers_say(
+    online: Online,
+) -> None:
+    store = KeyStore(online.folder / "keys.sqlite")
+    token, key = store.create("poor", Limits(total_usd=Decimal("0.00001"), candidates=("nano:vanilla",)))
+    client, spent = online.client(token), Decimal(0)
+    for _ in range(200):
+        try:
+            answer = client.chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
+        except openai.RateLimitError as error:
+            assert error.type == "budget_exceeded"  # noqa: PT017
+            break
+        assert answer.model == "nano:vanilla"
+        spent += Decimal(answer.usage.cost_usd)  # type: ignore[union-attr]
+    else:
+        pytest.fail("the budget was never used up")
+    (used,) = [one for one in store.usage(key.id) if one.period == "all"]
+    assert 0 < spent == used.spent_usd <= Decimal("0.00001")
+    assert (used.reserved_usd, used.unknown_usd) == (0, 0)
+    with pytest.raises(openai.PermissionDeniedError):
+        client.chat.completions.create(model="nano:cot", messages=ASK)  # type: ignore[arg-type]
+
+
+def test_nothing_stays_set_aside(online: Online) -> None:
+    # after all that the tests above have asked, cancelled and broken off
+    store = KeyStore(online.folder / "keys.sqlite")
+    ann = next(key for key in store.all_keys() if key.name == "ann")
+    deadline = time.monotonic() + 30
+    while any(used.reserved_usd for used in store.usage(ann.id)):
+        assert time.monotonic() < deadline, "a hold is still there"
+        time.sleep(0.2)
+    assert all(used.spent_usd > 0 and not used.unknown_usd for used in store.usage(ann.id))
