@@ -7,6 +7,14 @@ KNOWN = {
     "linear": "rtr_ray.estimators.linear:Linear",
     "oracle": "rtr_ray.estimators.oracle:Oracle",
     "rtr": "rtr_ray.estimators.rtr:RTR",
+    "binary": "rtr_ray.estimators.binary:Binary",
+    "bradley_terry": "rtr_ray.estimators.bradley_terry:BradleyTerry",
+    "clustering": "rtr_ray.estimators.clustering:Clustering",
+    "irt": "rtr_ray.estimators.irt:IRT",
+    "matrix_factorization": "rtr_ray.estimators.matrix_factorization:MatrixFactorization",
+    "nclass": "rtr_ray.estimators.nclass:NClass",
+    "nlabel": "rtr_ray.estimators.nlabel:NLabel",
+    "tfidf_clustering": "rtr_ray.estimators.tfidf_clustering:TfidfClustering",
 }
 """kind -> where its class is, loaded only when asked for."""
 
@@ -17,5 +25,13 @@ FITTED = {
     "linear": "rtr_ray.estimators.linear:FittedLinear",
     "oracle": "rtr_ray.estimators.oracle:FittedOracle",
     "rtr": "rtr_ray.estimators.rtr_table:FittedRTR",
+    "binary": "rtr_ray.estimators.binary:FittedBinary",
+    "bradley_terry": "rtr_ray.estimators.bradley_terry:FittedBradleyTerry",
+    "clustering": "rtr_ray.estimators.clustering:FittedClustering",
+    "irt": "rtr_ray.estimators.irt:FittedIRT",
+    "matrix_factorization": "rtr_ray.estimators.matrix_factorization:FittedMatrixFactorization",
+    "nclass": "rtr_ray.estimators.nclass:FittedNClass",
+    "nlabel": "rtr_ray.estimators.nlabel:FittedNLabel",
+    "tfidf_clustering": "rtr_ray.estimators.tfidf_clustering:FittedTfidfClustering",
 }
 """kind -> the class of what is learned."""
