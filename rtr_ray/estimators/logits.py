@@ -12,11 +12,11 @@ from rtr_ray.estimators.base import validation_split
 from rtr_ray.types import BoolArray, FloatArray, Outcomes
 
 Weights = dict[str, FloatArray]
-PENALTIES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003)
-"""Of squared weights against the mean loss of a query; from strong to weak, each begun at the last."""
+PENALTIES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+"""Of squared weights against the mean loss of a query; from strong to weak."""
 _HELD_OUT_SHARE = 0.25
 _LEAST_QUERIES = 20  # fewer leave nothing to hold out: the strongest penalty
-_ROUNDS = 200
+_ROUNDS = 100
 
 
 class Form(Protocol):
@@ -111,10 +111,7 @@ def fitted(
     best = PENALTIES[0]
     if len(held_M) >= _LEAST_QUERIES and held_M.any() and not held_M.all():
         best = _chosen(form, start, free, features_MD, target_MN, held_M, loss)
-    weights = start
-    for one in PENALTIES[: PENALTIES.index(best) + 1]:
-        weights = _solved(form, weights, free, features_MD, target_MN, one, loss)
-    return weights
+    return _solved(form, start, free, features_MD, target_MN, best, loss)
 
 
 def _chosen(
@@ -126,9 +123,10 @@ def _chosen(
     held_M: BoolArray,
     loss: Loss,
 ) -> float:
-    weights, found = start, []
+    found: list[float] = []
     for one in PENALTIES:
-        weights = _solved(form, weights, free, features_MD[~held_M], target_MN[~held_M], one, loss)
+        # not begun at the last: a product whose factors were both driven to zero stays there
+        weights = _solved(form, start, free, features_MD[~held_M], target_MN[~held_M], one, loss)
         found.append(loss(form.scores(weights, features_MD[held_M]), target_MN[held_M])[0])
         if found[-1] > 1.05 * min(found):  # weaker ones only fit more noise
             break
