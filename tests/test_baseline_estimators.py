@@ -1,4 +1,4 @@
-"""The routers of other papers as estimators: numbers that one can check by hand, gradients against differences."""
+"""The routers of other papers as estimators: numbers checked by hand, gradients against differences."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from rtr_ray.estimators.base import mean_of_seen
 from rtr_ray.types import BoolArray, FloatArray
 
 PENALTIES = tuple(10.0 ** np.arange(-2.0, 5.1, 0.5))  # tried; embeddings have unit length
+_LEAST_SHARE = 1e-11  # of the largest squared singular value: what is smaller is rounding
 
 
 def together(unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) -> Ridge:
@@ -19,8 +20,9 @@ def together(unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) 
     seen_M = ~np.isnan(apart_MC).all(axis=1)
     common_M = np.full(len(values_MC), np.nan)
     common_M[seen_M] = np.nanmean(apart_MC[seen_M], axis=1)
-    common = Ridge.fit(unit_MD, common_M[:, None], penalty)
-    own = Ridge.fit(unit_MD, apart_MC - common_M[:, None], penalty)
+    bases: dict[bytes, Basis] = {}  # most columns were seen on the same queries
+    common = Ridge.fit(unit_MD, common_M[:, None], penalty, bases)
+    own = Ridge.fit(unit_MD, apart_MC - common_M[:, None], penalty, bases)
     return Ridge(
         common.weight_DC + own.weight_DC,
         mean_C + common.mean_C + own.mean_C,
@@ -37,14 +39,20 @@ class Ridge:
     left_out_MC: FloatArray  # predicted without the query itself; NaN where nothing was seen
 
     @classmethod
-    def fit(cls, unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) -> Ridge:
-        """With the penalty that leaves out best over all columns."""
+    def fit(
+        cls,
+        unit_MD: FloatArray,
+        values_MC: FloatArray,
+        penalty: float | None,
+        bases: dict[bytes, Basis] | None = None,
+    ) -> Ridge:
+        """With the penalty that leaves out best over all columns; `bases` keeps what was decomposed."""
         tried = PENALTIES if penalty is None else (penalty,)
-        bases: dict[bytes, _Basis] = {}  # most columns were seen on the same queries
+        bases = {} if bases is None else bases
         columns = []
         for value_M in values_MC.T:
             seen_M = ~np.isnan(value_M)
-            basis = bases.get(seen_M.tobytes()) or _Basis.of(unit_MD, seen_M)
+            basis = bases.get(seen_M.tobytes()) or Basis.of(unit_MD, seen_M)
             bases[seen_M.tobytes()] = basis
             columns.append(_Column.of(basis, value_M[seen_M]))
         error_P = [sum(float((one.left_out(p) ** 2).sum()) for one in columns) for p in tried]
@@ -62,7 +70,7 @@ class Ridge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Basis:
+class Basis:
     """The singular values of the features of some queries: any penalty is then a few products."""
 
     seen_M: BoolArray
@@ -72,23 +80,31 @@ class _Basis:
     right_KD: FloatArray
 
     @classmethod
-    def of(cls, unit_MD: FloatArray, seen_M: BoolArray) -> _Basis:
+    def of(cls, unit_MD: FloatArray, seen_M: BoolArray) -> Basis:
         features_ND = unit_MD[seen_M].astype(np.float64)
         centre_D = features_ND.mean(axis=0)
-        return cls(seen_M, centre_D, *np.linalg.svd(features_ND - centre_D, full_matrices=False))
+        apart_ND = features_ND - centre_D
+        # by the smaller one of the two squares: several times as quick as the decomposition of the features
+        wide = apart_ND.shape[0] < apart_ND.shape[1]
+        square_KK, vector_KK = np.linalg.eigh(apart_ND @ apart_ND.T if wide else apart_ND.T @ apart_ND)
+        kept_K = square_KK > max(_LEAST_SHARE * square_KK[-1], 1e-300)
+        size_K, vector_NK = np.sqrt(square_KK[kept_K]), vector_KK[:, kept_K]
+        if wide:
+            return cls(seen_M, centre_D, vector_NK, size_K, (apart_ND.T @ vector_NK / size_K).T)
+        return cls(seen_M, centre_D, apart_ND @ vector_NK / size_K, size_K, vector_NK.T)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Column:
     """One regression."""
 
-    basis: _Basis
+    basis: Basis
     mean: float
     along_K: FloatArray  # the values along the left vectors
     value_N: FloatArray  # without their mean
 
     @classmethod
-    def of(cls, basis: _Basis, value_N: FloatArray) -> _Column:
+    def of(cls, basis: Basis, value_N: FloatArray) -> _Column:
         centred_N = value_N - value_N.mean()
         return cls(basis, float(value_N.mean()), basis.left_NK.T @ centred_N, centred_N)
 

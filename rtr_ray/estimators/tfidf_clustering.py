@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from rtr_ray.errors import ConfigError
 from rtr_ray.estimators.base import Profiles, State, check_fit, mean_of_seen
 from rtr_ray.estimators.kmeans import cluster_means, kmeans
+from rtr_ray.estimators.words import Words
 from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
-
-_WORD = re.compile(r"\w\w+")
 
 
 @dataclass(frozen=True, slots=True)
 class TfidfClustering:
     """k-means on TF-IDF vectors, then a mean per cluster and candidate.
-
-    A word weighs its count in the query times log((1 + M) / (1 + queries that have it)) + 1, and
-    vectors are brought to length 1.
 
     Source:
         Srivatsa et al. (2024), as BEST-Route (ICML '25), Appendix A.2, has it: K = 50 and the most
@@ -48,22 +42,16 @@ class TfidfClustering:
     def fit(self, outcomes: Outcomes, embeddings_MD: FloatArray, profiles: Profiles) -> FittedTfidfClustering:
         """Count the words, cluster the queries, take the means."""
         check_fit(outcomes, embeddings_MD)
-        has_word = Counter(word for text in outcomes.queries for word in set(_words(text)))
-        common = sorted(has_word, key=lambda word: (-has_word[word], word))[: self.words]
-        rarity_V = np.array([np.log((1 + len(outcomes.queries)) / (1 + has_word[w])) + 1 for w in common])
-        vectors_MV = _vectors(outcomes.queries, {w: v for v, w in enumerate(common)}, rarity_V)
-        if common:
-            centre_KV = kmeans(vectors_MV, self.clusters, self.seed)
-        else:
-            centre_KV = np.zeros((1, 0), dtype=np.float32)
+        words = Words.fit(outcomes.queries, self.words)
+        vectors_MV = words.vectors(outcomes.queries)
+        centre_KV = kmeans(vectors_MV, self.clusters, self.seed)
         cluster_M = (vectors_MV @ centre_KV.T).argmax(axis=1)
         tokens_MC = outcomes.output_tokens
         accuracy_C, tokens_C = mean_of_seen(outcomes.accuracy), np.maximum(mean_of_seen(tokens_MC), 1e-9)
         count = len(centre_KV)
         return FittedTfidfClustering(
             outcomes.candidates,
-            tuple(common),
-            rarity_V,
+            words,
             centre_KV,
             cluster_means(outcomes.accuracy, cluster_M, count, accuracy_C, self.shrinkage),
             cluster_means(tokens_MC, cluster_M, count, tokens_C, self.shrinkage),
@@ -73,32 +61,12 @@ class TfidfClustering:
         )
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
-
-
-def _vectors(texts: Sequence[str], place: dict[str, int], rarity_V: FloatArray) -> Any:
-    """(Q, V), sparse, rows of length 1; a text without a known word is zero."""
-    from scipy.sparse import csr_matrix
-
-    rows, columns, values = [], [], []
-    for row, text in enumerate(texts):
-        counted = Counter(place[word] for word in _words(text) if word in place)
-        weight_N = np.array([n * rarity_V[v] for v, n in counted.items()])
-        rows += [row] * len(counted)
-        columns += list(counted)
-        values += list(weight_N / np.linalg.norm(weight_N)) if counted else []
-    shape = (len(texts), len(rarity_V))
-    return csr_matrix((np.array(values, dtype=np.float32), (rows, columns)), shape=shape)
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedTfidfClustering:
     """The words, the centres, and what happened around each."""
 
     candidates: tuple[Candidate, ...]
-    words: tuple[str, ...]  # V
-    rarity_V: FloatArray
+    words: Words
     centre_KV: FloatArray
     accuracy_KC: FloatArray
     tokens_KC: FloatArray
@@ -114,7 +82,7 @@ class FittedTfidfClustering:
 
     def predict_texts(self, embeddings_QD: FloatArray, texts: Sequence[str]) -> Estimate:
         """What happened around the nearest centre; the means for a text without a known word."""
-        vectors_QV = _vectors(texts, {w: v for v, w in enumerate(self.words)}, self.rarity_V)
+        vectors_QV = self.words.vectors(texts)
         cluster_Q = (vectors_QV @ self.centre_KV.T).argmax(axis=1)
         known_Q1 = (np.diff(vectors_QV.indptr) > 0)[:, None]
         return self._told(
@@ -128,10 +96,14 @@ class FittedTfidfClustering:
 
     def state(self) -> State:
         """The centres and the means; the words beside them."""
-        names = [name for name in self.__dataclass_fields__ if name.endswith(("_V", "_KV", "_KC", "_C"))]
-        return State({name: getattr(self, name) for name in names}, {"words": list(self.words)})
+        own = {name: getattr(self, name) for name in _ARRAYS}
+        return State({"rarity_V": self.words.rarity_V, **own}, {"words": list(self.words.known)})
 
     @classmethod
     def from_state(cls, candidates: tuple[Candidate, ...], state: State) -> FittedTfidfClustering:
         """The estimator that `state` was taken from."""
-        return cls(candidates, tuple(state.values["words"]), **state.arrays)
+        words = Words(tuple(state.values["words"]), state.arrays["rarity_V"])
+        return cls(candidates, words, *(state.arrays[name] for name in _ARRAYS))
+
+
+_ARRAYS = ("centre_KV", "accuracy_KC", "tokens_KC", "accuracy_C", "tokens_C", "tail_C")

@@ -1,4 +1,4 @@
-"""What a query looks like on paper: its length, its digits, its choices. No meaning, which is the encoder's."""
+"""What a query looks like: its length, its digits, its choices. What it means is the encoder's affair."""
 
 from __future__ import annotations
 
@@ -71,17 +71,18 @@ class Wording:
     """Features in units of their spread in training: rows of about unit length."""
 
     mean_F: FloatArray
-    spread_F: FloatArray
+    scale_F: FloatArray  # 1 / spread; 0 for a feature that never varied
 
     @classmethod
     def fit(cls, texts: Sequence[str]) -> Wording:
         """Of the training queries."""
         features_MF = features_of(texts)
         spread_F = features_MF.std(axis=0)
-        return cls(features_MF.mean(axis=0), np.where(spread_F > 1e-9, spread_F, np.inf))
+        varies_F = spread_F > 1e-9
+        return cls(features_MF.mean(axis=0), np.where(varies_F, 1 / np.where(varies_F, spread_F, 1), 0.0))
 
     def of(self, texts: Sequence[str]) -> FloatArray:
         """(Q, F) of any texts."""
-        apart_QF = (features_of(texts) - self.mean_F) / self.spread_F
+        apart_QF = (features_of(texts) - self.mean_F) * self.scale_F
         clipped_QF: FloatArray = np.clip(apart_QF, -_FURTHEST, _FURTHEST) / np.sqrt(len(FEATURES))
         return clipped_QF
