@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,11 +43,12 @@ def features_of(texts: Sequence[str]) -> FloatArray:
     return np.array([_features(text) for text in texts], dtype=np.float64).reshape(-1, len(FEATURES))
 
 
-def _features(text: str) -> list[float]:
+@lru_cache(maxsize=20_000)  # cross-validation asks for the same texts many times
+def _features(text: str) -> tuple[float, ...]:
     size, lower = max(len(text), 1), text.lower()
     words, lines = _WORD.findall(text), text.split("\n")
     count = max(len(words), 1)
-    return [
+    return (
         float(np.log(size)),
         float(np.log1p(len(lines))),
         float(np.log1p(len(lines[-1]))),
@@ -63,7 +65,7 @@ def _features(text: str) -> list[float]:
         float("which" in lower),
         float(" not " in lower or "except" in lower),
         float(_BLANK.search(text) is not None),
-    ]
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

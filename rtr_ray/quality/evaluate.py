@@ -21,7 +21,7 @@ from rtr_ray.estimators.base import Estimator, Profiles, related
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.quality.measures import Yardstick
 from rtr_ray.quality.trial import Part, Trial
-from rtr_ray.types import BoolArray, FloatArray, IntArray, Outcomes
+from rtr_ray.types import BoolArray, Candidate, FloatArray, IntArray, Outcomes
 
 TRAIN_SHARE = 0.7
 RESAMPLES = 1000
@@ -41,6 +41,8 @@ class Table:
     test_M: BoolArray
     ood_M: BoolArray
     notes: tuple[str, ...] = ()
+    profiles: Profiles = field(default_factory=lambda: Profiles({}, {}))
+    """Of models and strategies by their names: a table of outcomes has no profile texts."""
 
     @classmethod
     def read(cls, uri: str, encoder: Encoder) -> Table:
@@ -79,6 +81,7 @@ class Table:
             test_M,
             ood_M,
             tuple(_notes(uri, whole, train_M, test_M)),
+            _named(whole.candidates, encoder),
         )
 
     def part(self, mask_M: BoolArray) -> Part:
@@ -99,6 +102,16 @@ class Table:
             known = np.zeros(int(group_M.max()) + 1, dtype=bool)
             known[drawn[: round(TRAIN_SHARE * len(drawn))]] = True
             yield seed, rest_M & known[group_M], rest_M & ~known[group_M]
+
+
+def _named(candidates: Sequence[Candidate], encoder: Encoder) -> Profiles:
+    models = sorted({candidate.model for candidate in candidates})
+    strategies = sorted({candidate.strategy for candidate in candidates})
+    rows_ND = encoder.encode([*models, *strategies])
+    return Profiles(
+        dict(zip(models, rows_ND, strict=False)),
+        dict(zip(strategies, rows_ND[len(models) :], strict=True)),
+    )
 
 
 def _samples(uri: str, rows: int) -> pa.Array:
@@ -167,7 +180,6 @@ class Evaluation:
 
     table: Table
     estimators: Mapping[str, Estimator]
-    profiles: Profiles = field(default_factory=lambda: Profiles({}, {}))
     repeats: int | None = None  # None: the table's own split
     resamples: int = RESAMPLES
     told: Callable[[str], object] = lambda text: None
@@ -196,7 +208,9 @@ class Evaluation:
         parts = {"test": self.table.part(test_M)}
         if self.table.ood_M.any():
             parts["ood"] = self.table.part(self.table.ood_M)
-        trial = Trial(self.table.whole.rows(train_M), self.table.embeddings[train_M], parts, self.profiles)
+        trial = Trial(
+            self.table.whole.rows(train_M), self.table.embeddings[train_M], parts, self.table.profiles
+        )
         best = trial.best_single()
         sticks = {
             name: Yardstick.of(
