@@ -23,8 +23,7 @@ from typing import Any, ClassVar
 import numpy as np
 from rich.console import Console
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._surroundings import surroundings
 from rtr_ray import registry
@@ -38,6 +37,7 @@ from rtr_ray.quality.evaluate import Evaluation, Table, estimators_of
 from rtr_ray.training import encoder_spec
 from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
 
+ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "benchmarks" / "out" / "quality.json"
 DATA = ROOT.parent / "shared" / "data"
 EMBEDDED = "embedded"
