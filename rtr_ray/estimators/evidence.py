@@ -29,8 +29,8 @@ def told_by(features_MF: FloatArray, values_MC: FloatArray) -> Telling:
     Two answers are averaged. The first knows what is common to the candidates of a query and each
     one's own part, with a strength of signal for either. The second takes the principal components of
     the values, each with a strength of its own: candidates that are good at the same things are
-    learned of together, and a direction that is noise is left alone. The second needs whole rows,
-    and is left out where cells are missing.
+    learned of together, and a direction that is noise is left alone. Components need whole rows; where
+    cells are missing they are the candidates, each alone.
 
     Args:
         features_MF: Of M queries; their inner products are the covariance.
@@ -53,9 +53,12 @@ def told_by(features_MF: FloatArray, values_MC: FloatArray) -> Telling:
         _solved(bases, features_MF, own_MC, np.eye(width), [list(range(width))]),
     ]
     told = [common + own for common, own in zip(*parts, strict=True)]
-    if width > 1 and not np.isnan(apart_MC).any():
-        _, part_CC = np.linalg.eigh(apart_MC.T @ apart_MC)
-        other = _solved(bases, features_MF, apart_MC @ part_CC, part_CC.T, [[c] for c in range(width)])
+    if width > 1:
+        part_CC, rotated_MC = np.eye(width), apart_MC
+        if not np.isnan(apart_MC).any():
+            _, part_CC = np.linalg.eigh(apart_MC.T @ apart_MC)
+            rotated_MC = apart_MC @ part_CC
+        other = _solved(bases, features_MF, rotated_MC, part_CC.T, [[c] for c in range(width)])
         told = [(one + two) / 2 for one, two in zip(told, other, strict=True)]
     return Telling(told[0], mean_C + told[1], mean_C + told[2])
 
