@@ -17,6 +17,7 @@ from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
 from tests.test_quality import outcomes_of
 
 HASH = '{"kind": "hash", "dim": 32}'
+RTR = '{"kind": "rtr", "hidden": 8, "learned": 2, "max_epochs": 1}'  # wants profiles: the names
 
 
 def written(path: Path, texts: list[str]) -> None:
@@ -50,9 +51,11 @@ def test_every_table_that_is_there_is_measured_and_an_absent_one_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written(tmp_path / "here.parquet", [f"a question of kind {i % 2} number {i}" for i in range(60)])
-    found = run(tmp_path, "--tables", "gone", "here", "--estimators", "prior", "vocabulary", "--repeats", "1")
+    found = run(
+        tmp_path, "--tables", "gone", "here", "--estimators", "prior", "vocabulary", RTR, "--repeats", "1"
+    )
     (report,) = found["tables"]  # type: ignore[misc]
-    assert {one["name"] for one in report["routers"]} == {"prior", "vocabulary"}
+    assert {one["name"] for one in report["routers"]} == {"prior", "vocabulary", RTR}
     said = capsys.readouterr().out
     assert "gone: passed over" in said
     assert "| `vocabulary` |" in said
