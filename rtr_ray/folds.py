@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from rtr_ray.estimators.base import Estimator, Profiles, related
+from rtr_ray.estimators.base import Estimator, Profiles, predicted, related
 from rtr_ray.held_out import HeldOut, centroids_of, nearest
 from rtr_ray.router import InputTokens
 from rtr_ray.types import BoolArray, Estimate, FloatArray, IntArray, Outcomes
@@ -56,10 +56,10 @@ def predict_held_out(
     if not parts:
         return None
     rows_H = np.concatenate([part[0] for part in parts])
-    predicted = [np.concatenate(arrays) for arrays in zip(*(part[1] for part in parts), strict=True)]
+    told = [np.concatenate(arrays) for arrays in zip(*(part[1] for part in parts), strict=True)]
     held = outcomes.rows(rows_H)
     centroids_KD = centroids_of(embeddings_MD)
-    accuracy_HC, tokens_HC, p95_HC, input_HC, distance_H = predicted
+    accuracy_HC, tokens_HC, p95_HC, input_HC, distance_H = told
     return HeldOut(
         candidates=outcomes.candidates,
         query_ids=held.query_ids,
@@ -150,9 +150,9 @@ def _predicted(
         return None
     rows_H = np.flatnonzero(held_out_M)
     fitted = estimator.fit(known, embeddings_MD[~held_out_M], profiles)
-    estimate = fitted.predict(embeddings_MD[rows_H])
+    estimate = predicted(fitted, embeddings_MD[rows_H], outcomes.rows(rows_H).queries)
     size_H = np.array([len(outcomes.queries[row].encode()) for row in rows_H], dtype=np.float64)
     input_HC = InputTokens.fit(known).predict(outcomes.candidates, size_H)
     distance_H = nearest(centroids_of(embeddings_MD[~held_out_M]), embeddings_MD[rows_H])[1]
-    predicted = (estimate.accuracy, estimate.output_tokens, estimate.output_tokens_p95, input_HC, distance_H)
-    return rows_H, tuple(array.astype(np.float32) for array in predicted)
+    told = (estimate.accuracy, estimate.output_tokens, estimate.output_tokens_p95, input_HC, distance_H)
+    return rows_H, tuple(array.astype(np.float32) for array in told)

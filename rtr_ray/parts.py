@@ -52,7 +52,7 @@ def table_part(
     embeddings_QD = router.encoder.encode(texts)
     if seen is not None and len(embeddings_QD):
         seen(embeddings_QD)
-    table = router.table(ids, embeddings_QD, sizes)
+    table = router.table(ids, embeddings_QD, sizes, texts)
     bounded_QC = _bounded(block.filter(pa.array(usable)), router.pool, table.candidates)
     table = replace(table, allowed=table.allowed & bounded_QC)
     for name in ESTIMATES:

@@ -22,7 +22,15 @@ from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import RouterError, RtrError
 from rtr_ray.estimators import FITTED, KNOWN
-from rtr_ray.estimators.base import Estimator, Extendable, FittedEstimator, Profiles, State, columns_of
+from rtr_ray.estimators.base import (
+    Estimator,
+    Extendable,
+    FittedEstimator,
+    Profiles,
+    State,
+    columns_of,
+    predicted,
+)
 from rtr_ray.held_out import HeldOut
 from rtr_ray.pool import Pool, fingerprint, priced_table
 from rtr_ray.storage import open_store
@@ -87,7 +95,11 @@ class Router:
     fingerprint: str  # of what was learned
 
     def table(
-        self, query_ids: Sequence[str], embeddings_QD: FloatArray, size_Q: npt.NDArray[Any]
+        self,
+        query_ids: Sequence[str],
+        embeddings_QD: FloatArray,
+        size_Q: npt.NDArray[Any],
+        texts: Sequence[str] | None = None,
     ) -> RoutingTable:
         """The routing table of queries that were encoded.
 
@@ -95,8 +107,12 @@ class Router:
             query_ids: Q ids.
             embeddings_QD: Their embeddings.
             size_Q: Their length in UTF-8 bytes, all messages together.
+            texts: What was encoded, for an estimator that reads it; None: it does with the embeddings.
         """
-        estimate = self.estimator.predict(embeddings_QD)
+        if texts is None:
+            estimate = self.estimator.predict(embeddings_QD)
+        else:
+            estimate = predicted(self.estimator, embeddings_QD, texts)
         columns_C = columns_of(self.estimator.candidates, self.candidates)
         return priced_table(
             self.pool,

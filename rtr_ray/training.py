@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import DataError
-from rtr_ray.estimators.base import Estimator, columns_of
+from rtr_ray.estimators.base import Estimator, columns_of, predicted
 from rtr_ray.folds import predict_held_out, with_test_rows
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.pool import Pool
@@ -73,7 +73,7 @@ def train_router(
     if len(test_rows):
         test = pivot(test_rows, candidates)
         test_HD = encoder.encode(test.queries)
-        estimate = folder.estimator.predict(test_HD)
+        estimate = predicted(folder.estimator, test_HD, test.queries)
         held_out = _checked(folder, test, estimate)
         if kept is not None:
             kept = with_test_rows(kept, known, test, test_HD, estimate, folder.inputs)

@@ -84,7 +84,7 @@ class Labelled:
         router = Router(self.encoder, fitted, inputs, self.pool, fitted.candidates, "")
         size_Q = np.array([len(query.encode()) for query in test.queries])
         ids = [f"{one}#{name}" for one in test.query_ids]
-        table = router.table(ids, self.embeddings_MD[held_M], size_Q)
+        table = router.table(ids, self.embeddings_MD[held_M], size_Q, test.queries)
         observed_QC = ~(np.isnan(test.accuracy) | np.isnan(test.cost_usd))
         return replace(table, allowed=table.allowed & observed_QC)
 

@@ -7,7 +7,8 @@ import pytest
 
 from rtr_ray.estimators.auto import Auto, FittedAuto
 from rtr_ray.estimators.base import Profiles
-from rtr_ray.estimators.linear import PENALTIES, Linear, _Ridge, unit
+from rtr_ray.estimators.linear import Linear
+from rtr_ray.estimators.ridge import PENALTIES, Ridge, unit
 from rtr_ray.types import Candidate, FloatArray, Outcomes
 
 NOTHING = Profiles({}, {})
@@ -70,10 +71,10 @@ def test_a_candidate_with_three_rows_does_not_stop_it() -> None:
 def test_leaving_one_out_in_closed_form_is_leaving_one_out() -> None:
     known, known_MD = outcomes_of(True, queries=40)
     penalty = 2.0
-    made = _Ridge.fit(unit(known_MD), known.accuracy, penalty)
+    made = Ridge.fit(unit(known_MD), known.accuracy, penalty)
     for row in range(0, 40, 7):
         rest = np.arange(40) != row
-        other = _Ridge.fit(unit(known_MD)[rest], known.accuracy[rest], penalty)
+        other = Ridge.fit(unit(known_MD)[rest], known.accuracy[rest], penalty)
         assert made.left_out_MC[row] == pytest.approx(
             unit(known_MD)[row] @ other.weight_DC + other.mean_C, abs=1e-6
         )

@@ -17,14 +17,17 @@ from rtr_ray.estimators.base import (
     State,
     check_fit,
     mean_of_seen,
+    predicted,
     related,
 )
 from rtr_ray.types import Candidate, Estimate, FloatArray, IntArray, Outcomes
 
 MEMBERS: tuple[dict[str, Any], ...] = (
-    {"kind": "knn", "k": 40},
-    {"kind": "knn", "k": 100},
     {"kind": "linear"},
+    {"kind": "kernel", "embedding": 1.0, "wording": 0.0},
+    {"kind": "kernel", "embedding": 0.0, "wording": 0.5},
+    {"kind": "kernel", "embedding": 0.5, "wording": 0.5},
+    {"kind": "vocabulary"},
 )
 _MOST = 1.0
 _SURE = 2.0  # standard errors: what the members say of a choice is used if it helped by so many
@@ -101,7 +104,8 @@ class Auto:
                 fitted = [one.fit(known, at_MD, profiles) for one in recipes]
             except DataError:  # a candidate with so few outcomes that a fold has all of them
                 continue
-            made = [one.predict(embeddings_MD[held_M]) for one in fitted]
+            texts = outcomes.rows(held_M).queries
+            made = [predicted(one, embeddings_MD[held_M], texts) for one in fitted]
             accuracy_MC[held_M] = np.mean([one.accuracy for one in made], axis=0)
             tokens_MC[held_M] = np.mean([one.output_tokens for one in made], axis=0)
         return accuracy_MC, tokens_MC
@@ -162,8 +166,14 @@ class FittedAuto:
     kind: ClassVar[str] = "auto"
 
     def predict(self, embeddings_QD: FloatArray) -> Estimate:
+        """The members' mean, drawn towards each candidate's own; of queries whose texts are not known."""
+        return self._drawn([one.predict(embeddings_QD) for one in self.members])
+
+    def predict_texts(self, embeddings_QD: FloatArray, texts: Sequence[str]) -> Estimate:
         """The members' mean, drawn towards each candidate's own."""
-        made = [one.predict(embeddings_QD) for one in self.members]
+        return self._drawn([predicted(one, embeddings_QD, texts) for one in self.members])
+
+    def _drawn(self, made: Sequence[Estimate]) -> Estimate:
         accuracy_QC, tokens_QC, p95_QC = (
             np.mean([getattr(one, name) for one in made], axis=0, dtype=np.float64)
             for name in ("accuracy", "output_tokens", "output_tokens_p95")

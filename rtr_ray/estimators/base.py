@@ -51,6 +51,25 @@ class FittedEstimator(Protocol):
 
 
 @runtime_checkable
+class ReadsTexts(Protocol):
+    """A fitted estimator that looks at a query's text beside its embedding.
+
+    Its `predict` says what it can without the text.
+    """
+
+    def predict_texts(self, embeddings_QD: FloatArray, texts: Sequence[str]) -> Estimate:
+        """As `predict`, with the Q texts that were encoded."""
+        ...
+
+
+def predicted(fitted: FittedEstimator, embeddings_QD: FloatArray, texts: Sequence[str]) -> Estimate:
+    """What an estimator says of queries, by their texts too where it reads them."""
+    if isinstance(fitted, ReadsTexts):
+        return fitted.predict_texts(embeddings_QD, texts)
+    return fitted.predict(embeddings_QD)
+
+
+@runtime_checkable
 class Extendable(Protocol):
     """A fitted estimator that can take in a candidate it has never seen, by profile text alone."""
 

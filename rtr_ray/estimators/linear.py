@@ -6,16 +6,15 @@ Only the second matters to a choice, and there is less to be learned of it: henc
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from rtr_ray.errors import ConfigError
-from rtr_ray.estimators.base import Profiles, State, check_fit, mean_of_seen
-from rtr_ray.types import BoolArray, Candidate, Estimate, FloatArray, Outcomes
-
-PENALTIES = tuple(10.0 ** np.arange(-2.0, 5.1, 0.5))  # tried; embeddings have unit length
-_LEAST_TOKENS = 0.1  # of a candidate's mean: a straight line knows no zero
+from rtr_ray.estimators.base import Profiles, State, check_fit
+from rtr_ray.estimators.lengths import Lengths
+from rtr_ray.estimators.ridge import together, unit
+from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,119 +40,13 @@ class Linear:
         """Solve all of them."""
         check_fit(outcomes, embeddings_MD)
         unit_MD = unit(embeddings_MD)
-        tokens_MC = outcomes.output_tokens
-        accuracy = _together(unit_MD, outcomes.accuracy, self.penalty)
-        # in units of a candidate's mean, so that long-winded candidates do not choose the penalty alone
-        mean_C = np.maximum(mean_of_seen(tokens_MC), 1e-9)
-        tokens = _together(unit_MD, tokens_MC / mean_C, self.penalty)
-        told_MC = np.maximum(tokens.left_out_MC, _LEAST_TOKENS) * mean_C
-        with np.errstate(invalid="ignore"):
-            tail_C = np.nanquantile(tokens_MC / told_MC, 0.95, axis=0)
+        accuracy = together(unit_MD, outcomes.accuracy, self.penalty)
         return FittedLinear(
             outcomes.candidates,
             accuracy.weight_DC.astype(np.float32),
             accuracy.mean_C.astype(np.float32),
-            (tokens.weight_DC * mean_C).astype(np.float32),
-            (tokens.mean_C * mean_C).astype(np.float32),
-            (_LEAST_TOKENS * mean_C).astype(np.float32),
-            np.maximum(tail_C, 1.0).astype(np.float32),
+            Lengths.fit(outcomes, unit_MD, self.penalty),
         )
-
-
-def _together(unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) -> _Ridge:
-    """The regression of what is common to all candidates, and those of what is not, added up."""
-    mean_C = mean_of_seen(values_MC)
-    apart_MC = values_MC - mean_C
-    seen_M = ~np.isnan(apart_MC).all(axis=1)
-    common_M = np.full(len(values_MC), np.nan)
-    common_M[seen_M] = np.nanmean(apart_MC[seen_M], axis=1)
-    common = _Ridge.fit(unit_MD, common_M[:, None], penalty)
-    own = _Ridge.fit(unit_MD, apart_MC - common_M[:, None], penalty)
-    return _Ridge(
-        common.weight_DC + own.weight_DC,
-        mean_C + common.mean_C + own.mean_C,
-        mean_C + common.left_out_MC + own.left_out_MC,
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Ridge:
-    """Regressions of C columns on D features."""
-
-    weight_DC: FloatArray
-    mean_C: FloatArray  # what a query at the origin gets
-    left_out_MC: FloatArray  # predicted without the query itself; NaN where nothing was seen
-
-    @classmethod
-    def fit(cls, unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) -> _Ridge:
-        """With the penalty that leaves out best over all columns."""
-        tried = PENALTIES if penalty is None else (penalty,)
-        bases: dict[bytes, _Basis] = {}  # most columns were seen on the same queries
-        columns = []
-        for value_M in values_MC.T:
-            seen_M = ~np.isnan(value_M)
-            basis = bases.get(seen_M.tobytes()) or _Basis.of(unit_MD, seen_M)
-            bases[seen_M.tobytes()] = basis
-            columns.append(_Column.of(basis, value_M[seen_M]))
-        error_P = [sum(float((one.left_out(p) ** 2).sum()) for one in columns) for p in tried]
-        best = tried[int(np.argmin(error_P))]
-        left_out_MC = np.full(values_MC.shape, np.nan)
-        for column, one in enumerate(columns):
-            seen_M = one.basis.seen_M
-            left_out_MC[seen_M, column] = values_MC[seen_M, column] - one.left_out(best)
-        solved = [one.solved(best) for one in columns]
-        return cls(
-            np.stack([weight_D for weight_D, _ in solved], axis=1),
-            np.array([mean for _, mean in solved]),
-            left_out_MC,
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Basis:
-    """The singular values of the features of some queries: any penalty is then a few products."""
-
-    seen_M: BoolArray
-    centre_D: FloatArray
-    left_NK: FloatArray
-    size_K: FloatArray
-    right_KD: FloatArray
-
-    @classmethod
-    def of(cls, unit_MD: FloatArray, seen_M: BoolArray) -> _Basis:
-        features_ND = unit_MD[seen_M].astype(np.float64)
-        centre_D = features_ND.mean(axis=0)
-        return cls(seen_M, centre_D, *np.linalg.svd(features_ND - centre_D, full_matrices=False))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Column:
-    """One regression."""
-
-    basis: _Basis
-    mean: float
-    along_K: FloatArray  # the values along the left vectors
-    value_N: FloatArray  # without their mean
-
-    @classmethod
-    def of(cls, basis: _Basis, value_N: FloatArray) -> _Column:
-        centred_N = value_N - value_N.mean()
-        return cls(basis, float(value_N.mean()), basis.left_NK.T @ centred_N, centred_N)
-
-    def left_out(self, penalty: float) -> FloatArray:
-        """(N,) the error at each query of the regression without it."""
-        left_NK, size_K = self.basis.left_NK, self.basis.size_K
-        shrink_K = size_K**2 / (size_K**2 + penalty)
-        leverage_N = (left_NK**2) @ shrink_K + 1 / len(self.value_N)
-        error_N: FloatArray = self.value_N - left_NK @ (shrink_K * self.along_K)
-        error_N /= np.maximum(1 - leverage_N, 1e-6)
-        return error_N
-
-    def solved(self, penalty: float) -> tuple[FloatArray, float]:
-        """The weights, and what a query at the origin gets."""
-        size_K = self.basis.size_K
-        weight_D: FloatArray = self.basis.right_KD.T @ (size_K / (size_K**2 + penalty) * self.along_K)
-        return weight_D, self.mean - float(self.basis.centre_D @ weight_D)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,35 +56,21 @@ class FittedLinear:
     candidates: tuple[Candidate, ...]
     accuracy_DC: FloatArray
     accuracy_C: FloatArray
-    tokens_DC: FloatArray
-    tokens_C: FloatArray
-    least_tokens_C: FloatArray
-    tail_C: FloatArray  # 95% quantile over mean
+    lengths: Lengths
     kind: ClassVar[str] = "linear"
 
     def predict(self, embeddings_QD: FloatArray) -> Estimate:
         """Two products."""
         unit_QD = unit(embeddings_QD)
-        accuracy_QC = np.clip(unit_QD @ self.accuracy_DC + self.accuracy_C, 0, 1)
-        tokens_QC = np.maximum(unit_QD @ self.tokens_DC + self.tokens_C, self.least_tokens_C)
-        return Estimate(
-            *(one.astype(np.float32) for one in (accuracy_QC, tokens_QC, tokens_QC * self.tail_C))
-        )
+        return self.lengths.beside(unit_QD @ self.accuracy_DC + self.accuracy_C, unit_QD)
 
     def state(self) -> State:
         """The matrices."""
-        names = [name for name in self.__dataclass_fields__ if name.endswith(("_DC", "_C"))]
-        return State({name: getattr(self, name) for name in names}, {})
+        own = {"accuracy_DC": self.accuracy_DC, "accuracy_C": self.accuracy_C}
+        return State(own | self.lengths.arrays(), {})
 
     @classmethod
     def from_state(cls, candidates: tuple[Candidate, ...], state: State) -> FittedLinear:
         """The estimator that `state` was taken from."""
-        arrays: dict[str, Any] = dict(state.arrays)
-        return cls(candidates, **arrays)
-
-
-def unit(rows_QD: FloatArray) -> FloatArray:
-    """(Q, D) of length 1; zero stays zero."""
-    norm_Q = np.linalg.norm(rows_QD, axis=1, keepdims=True)
-    unit_QD: FloatArray = (rows_QD / np.where(norm_Q == 0, 1, norm_Q)).astype(np.float32)
-    return unit_QD
+        arrays = state.arrays
+        return cls(candidates, arrays["accuracy_DC"], arrays["accuracy_C"], Lengths.of(arrays))

@@ -134,7 +134,7 @@ class Chooser:
     def _table(self, questions: Sequence[Question], embeddings_QD: FloatArray) -> RoutingTable:
         size_Q = np.array([size_in_bytes(question.query) for question in questions], dtype=np.float64)
         ids = [question.query.query_id for question in questions]
-        table = self.router.table(ids, embeddings_QD, size_Q)
+        table = self.router.table(ids, embeddings_QD, size_Q, [question.text for question in questions])
         if self.corrections is not None:
             table = self.corrections.apply(table, self.router.pool)
         allowed_QC = table.allowed & np.stack([question.allowed for question in questions])

@@ -21,7 +21,7 @@ from rtr_ray.estimators.base import Estimator, Profiles, related
 from rtr_ray.outcomes import pivot, read_long, split_rows
 from rtr_ray.quality.measures import Yardstick
 from rtr_ray.quality.trial import Part, Trial, paid
-from rtr_ray.types import BoolArray, FloatArray, IntArray, Outcomes
+from rtr_ray.types import BoolArray, Candidate, FloatArray, IntArray, Outcomes
 
 TRAIN_SHARE = 0.7
 RESAMPLES = 1000
@@ -42,6 +42,8 @@ class Table:
     test_M: BoolArray
     ood_M: BoolArray
     notes: tuple[str, ...] = ()
+    profiles: Profiles = field(default_factory=lambda: Profiles({}, {}))
+    """Of models and strategies by their names: a table of outcomes has no profile texts."""
 
     @classmethod
     def read(cls, uri: str, encoder: Encoder) -> Table:
@@ -80,6 +82,7 @@ class Table:
             test_M,
             ood_M,
             tuple(_notes(uri, whole)),
+            _named(whole.candidates, encoder),
         )
 
     def noted(self, notes: Iterable[str]) -> Table:
@@ -143,6 +146,16 @@ def columns(outcomes: Outcomes, kept: IntArray) -> Outcomes:
         for name in ("accuracy", "input_tokens", "output_tokens", "cost_usd", "cut", "max_tokens", "runs")
     }
     return replace(outcomes, candidates=tuple(outcomes.candidates[c] for c in kept), **arrays)
+
+
+def _named(candidates: Sequence[Candidate], encoder: Encoder) -> Profiles:
+    models = sorted({candidate.model for candidate in candidates})
+    strategies = sorted({candidate.strategy for candidate in candidates})
+    rows_ND = encoder.encode([*models, *strategies])
+    return Profiles(
+        dict(zip(models, rows_ND, strict=False)),
+        dict(zip(strategies, rows_ND[len(models) :], strict=True)),
+    )
 
 
 def _samples(uri: str, rows: int) -> pa.Array:
@@ -225,7 +238,6 @@ class Evaluation:
 
     table: Table
     estimators: Mapping[str, Estimator]
-    profiles: Profiles = field(default_factory=lambda: Profiles({}, {}))
     repeats: int | None = None  # None: the table's own split
     resamples: int = RESAMPLES
     told: Callable[[str], object] = lambda text: None
@@ -267,7 +279,9 @@ class Evaluation:
         parts = {"test": self.table.part(test_M)}
         if self.table.ood_M.any():
             parts["ood"] = self.table.part(self.table.ood_M)
-        trial = Trial(self.table.whole.rows(train_M), self.table.embeddings[train_M], parts, self.profiles)
+        trial = Trial(
+            self.table.whole.rows(train_M), self.table.embeddings[train_M], parts, self.table.profiles
+        )
         best = trial.best_single()
         sticks = {
             name: Yardstick.of(

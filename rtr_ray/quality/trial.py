@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rtr_ray.errors import DataError
-from rtr_ray.estimators.base import Estimator, Profiles
+from rtr_ray.estimators.base import Estimator, Profiles, predicted
 from rtr_ray.quality.scoring import PRICES, Costs, choices, chosen
 from rtr_ray.router import InputTokens
 from rtr_ray.types import BoolArray, Estimate, FloatArray, IntArray, Outcomes
@@ -97,7 +97,7 @@ class Trial:
             if not len(part.embeddings):
                 continue
             began = time.perf_counter()
-            estimate = fitted.predict(part.embeddings)
+            estimate = predicted(fitted, part.embeddings, part.outcomes.queries)
             took = time.perf_counter() - began
             scored = self._scored(name, part, estimate)
             found[part_name] = Scored(

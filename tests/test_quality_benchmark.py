@@ -1,0 +1,90 @@
+"""The benchmark of routing quality in a small form, so that it does not rot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks import quality
+from rtr_ray.embedded.questions import draw
+from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
+from tests.test_quality import outcomes_of
+
+HASH = '{"kind": "hash", "dim": 32}'
+RTR = '{"kind": "rtr", "hidden": 8, "learned": 2, "max_epochs": 1}'  # wants profiles: the names
+
+
+def written(path: Path, texts: list[str]) -> None:
+    """Outcomes of two candidates; the cheap one is right on every second query."""
+    rows = [
+        {
+            "query_id": f"q{number}",
+            "query": text,
+            "model": model,
+            "strategy": "cot",
+            "correct": float(model == "dear" or number % 2 == 0),
+            "input_tokens": 10,
+            "output_tokens": 20 if model == "cheap" else 40,
+            "cost_usd": 0.001 if model == "cheap" else 0.02,
+        }
+        for number, text in enumerate(texts)
+        for model in ("cheap", "dear")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def run(folder: Path, *more: str) -> dict[str, object]:
+    """What was written."""
+    out = folder / "quality.json"
+    quality.main(["--data", str(folder), "--encoder", HASH, "--out", str(out), "--quick", *more])
+    found: dict[str, object] = json.loads(out.read_text())
+    return found
+
+
+def test_every_table_that_is_there_is_measured_and_an_absent_one_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    written(tmp_path / "here.parquet", [f"a question of kind {i % 2} number {i}" for i in range(60)])
+    found = run(
+        tmp_path, "--tables", "gone", "here", "--estimators", "prior", "vocabulary", RTR, "--repeats", "1"
+    )
+    (report,) = found["tables"]  # type: ignore[misc]
+    assert {one["name"] for one in report["routers"]} == {"prior", "vocabulary", RTR}
+    said = capsys.readouterr().out
+    assert "gone: passed over" in said
+    assert "| `vocabulary` |" in said
+    assert "| oracle, knows its luck |" in said
+
+
+def test_the_lookup_knows_the_family_and_level_of_a_shipped_question() -> None:
+    questions = draw("route", COUNT, SEED)[:400]
+    cells = [(question.family, question.level) for question in questions]
+    known = sorted(set(cells))
+    accuracy_MC = np.array([[known.index(cell) / len(known), 1.0] for cell in cells])
+    texts = tuple(question.query for question in questions)
+    outcomes = replace(outcomes_of(len(questions)), queries=texts, accuracy=accuracy_MC)
+    fitted = quality.Lookup().fit(outcomes, np.zeros((len(questions), 1)), quality.Profiles({}, {}))
+    told = fitted.predict_texts(np.zeros((len(questions), 1)), texts)
+    assert np.corrcoef(told.accuracy[:, 0], accuracy_MC[:, 0])[0, 1] > 0.98
+
+
+@pytest.mark.skipif(
+    not (quality.DATA / "renze_dense_joined17.parquet").exists(),
+    reason="the recorded outcomes of real models are not part of the repository",
+)
+def test_recorded_outcomes_of_real_models_are_measured(tmp_path: Path) -> None:
+    out = tmp_path / "quality.json"
+    quality.main(
+        [
+            *("--tables", "renze_dense_joined17", "--estimators", "prior", "linear", "--repeats", "1"),
+            *("--encoder", HASH, "--out", str(out), "--quick"),
+        ]
+    )
+    found = json.loads(out.read_text())
+    assert found["tables"][0]["n_ood"] > 0
