@@ -27,8 +27,8 @@ fix: setup  ## what a machine can mend of style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## the figures of README and docs, one command each in benchmarks/
-	for file in $(filter-out benchmarks/faults.py,$(wildcard benchmarks/[a-z]*.py)); do \
+bench: setup  ## the figures of README and docs, one command each in benchmarks/; not those that take hours
+	for file in $(filter-out benchmarks/faults.py benchmarks/quality.py,$(wildcard benchmarks/[a-z]*.py)); do \
 	    $(BIN)/python $$file || exit 1; done
 
 faults: setup  ## kills, a bad bucket, a full disk: are rows and dollars still right? ARGS="--runs 10 --vllm 0"
