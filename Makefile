@@ -16,7 +16,7 @@ serve: setup  ## the embedded pool behind an OpenAI-compatible endpoint (docs/on
 	$(BIN)/rtr-ray serve --config serve.yaml $(ARGS)
 
 test: setup  ## all tests; ARGS="-m 'not vllm'" leaves out those that serve models
-	$(BIN)/python -m pytest -n 3 $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: setup  ## style and types
 	$(BIN)/ruff check .

@@ -129,22 +129,26 @@ def test_a_killed_replica_costs_no_row_and_what_is_paid_twice_is_reported(bench:
     assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
 
 
+def durable_rows(bench: Workbench) -> int:
+    """The rows of all results parts."""
+    store = open_store(str(bench.output))
+    return sum(read_metadata(store, key).num_rows for key in store.keys("results/"))
+
+
 def test_a_killed_driver_goes_on_where_it_stopped(bench: Workbench, cluster: Cluster) -> None:
     bench.corpus(500)
     command = bench.command(cluster)
-    with bench.serving(strong={"latency_s": 0.8}):
+    with bench.serving(strong={"latency_s": 5.0}):
         first = subprocess.Popen(
             command, env=cluster.environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         wait_for_lines(bench.meter, 100)
-        time.sleep(0.5)  # some of it is durable now
+        deadline = time.monotonic() + 60
+        while not durable_rows(bench) and time.monotonic() < deadline:
+            time.sleep(0.05)
         first.kill()
         first.wait()
-        before = len(metered(bench.meter))
-        durable = sum(
-            read_metadata(open_store(str(bench.output)), key).num_rows
-            for key in open_store(str(bench.output)).keys("results/")
-        )
+        before, durable = len(metered(bench.meter)), durable_rows(bench)
         assert 0 < before < 500
         second = called(command, cluster)
     assert second.returncode == 0, second.stdout + second.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import psutil
@@ -39,22 +41,38 @@ def _out(bench: Workbench) -> int:
 
 
 def _engine(others: set[int]) -> psutil.Process:
-    """The engine process that the job under test has started."""
-    (pid,) = [pid for pid in engine_processes() - others if "EngineCore" in psutil.Process(pid).name()]
-    return psutil.Process(pid)
+    """The engine process that the job under test has started.
+
+    What it forks bears its name until it has one of its own, and may be gone when we look closer.
+    """
+    for _ in range(200):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found = [psutil.Process(pid) for pid in engine_processes() - others]
+            cores = {one.pid: one for one in found if "EngineCore" in one.name()}
+            own = [one for one in cores.values() if one.ppid() not in cores]
+            if len(own) == 1:
+                return own[0]
+        time.sleep(0.05)
+    raise AssertionError("the job's own engine was not found")
 
 
-def _kill_both(bench: Workbench, others: set[int], killed: dict[str, int]) -> None:
-    """End the engine process below the replica, with many requests out; when it is back, the replica."""
+def _kill_both(bench: Workbench, others: set[int], over: threading.Event) -> dict[str, int]:
+    """End the engine process below the replica, with many requests out; when it is back, the replica.
+
+    Gives how many were out at each blow, as far as it came until the run was over.
+    """
+    killed: dict[str, int] = {}
     durable = 0
     for victim in ("engine", "replica"):
         # a call to the replica would wait behind the requests: its processes are found from outside
         while _durable(bench) < durable + BETWEEN or (out := _out(bench)) < OUT:
-            time.sleep(0.02)
+            if over.wait(0.02):
+                return killed
         engine = _engine(others)
         replica = next(one for one in engine.parents() if "ServeReplica" in " ".join(one.cmdline()))
         os.kill(engine.pid if victim == "engine" else replica.pid, signal.SIGKILL)
         killed[victim], durable = out, _durable(bench)
+    return killed
 
 
 def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_process(
@@ -63,14 +81,18 @@ def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_
     embedded_part(nano, "nano", {"cot": {}})
     questions(nano, COUNT)
     others = engine_processes()  # those of the served pool, if another test started it
-    killed: dict[str, int] = {}
-    killer = threading.Thread(target=_kill_both, args=(nano, others, killed), daemon=True)
-    killer.start()
-    found = nano.run(
-        policy={"kind": "fixed", "candidate": "nano:cot"},
-        dispatch={"chunk": 64, "backoff_s": 0.2, "commit_s": 0.1, "commit_rows": 50},
-        cluster={},
-    )
+    over = threading.Event()
+    with ThreadPoolExecutor(1) as beside:
+        killing = beside.submit(_kill_both, nano, others, over)
+        try:
+            found = nano.run(
+                policy={"kind": "fixed", "candidate": "nano:cot"},
+                dispatch={"chunk": 64, "backoff_s": 0.2, "commit_s": 0.1, "commit_rows": 50},
+                cluster={},
+            )
+        finally:
+            over.set()
+    killed = killing.result()
     assert list(killed) == ["engine", "replica"], "not both were killed: the test shows too little"
     assert found["rows"] == {"total": COUNT, "answered": COUNT, "failed": 0, "skipped_budget": 0}
     results = nano.results()
