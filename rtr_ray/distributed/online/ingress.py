@@ -217,6 +217,15 @@ class RoutingIngress(OpenAiIngress):
         return JSONResponse(body, 200 if up else 503)
 
     async def _body(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._file.ingress.body_s):
+                return await self._read(request)
+        except TimeoutError:
+            raise RequestError(
+                f"The body did not come within {self._file.ingress.body_s:g} s.", status=408
+            ) from None
+
+    async def _read(self, request: Request) -> bytes:
         most = int(self._file.ingress.max_body_mib * 2**20)
         parts, size = [], 0
         async for part in request.stream():
