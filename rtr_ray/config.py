@@ -28,6 +28,7 @@ class ColumnKeys(Door):
     id: str | None = Field(None, description="the column with a unique id")
     messages: str | None = Field(None, description="the column with a conversation, instead of query")
     reference: str | None = Field(None, description="the column with the right answer, for grading only")
+    settings: str | None = Field(None, description="the column with what a row asks for itself")
 
 
 class CorpusKeys(Door):
@@ -214,6 +215,13 @@ class IngressKeys(Door):
     body_s: float = Field(30.0, gt=0, description="seconds for a body to come; after them, 408")
 
 
+class BatchKeys(Door):
+    """Files of requests that are answered beside the others."""
+
+    share: float = Field(0.25, gt=0, le=1, description="of each model's room, above 0 and up to 1")
+    max_file_mib: float = Field(200.0, gt=0, description="MiB of an uploaded file; beyond them, 413")
+
+
 class SwapKeys(Door):
     """What can be changed while the endpoint runs: the `user_config` of its ingress."""
 
@@ -246,6 +254,7 @@ class ServeFile(SwapKeys):
     )
     ingress: IngressKeys = IngressKeys()
     models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
+    batches: BatchKeys = BatchKeys()
     sandbox: SandboxKeys = SandboxKeys()
     cluster: ClusterKeys = ClusterKeys()
 

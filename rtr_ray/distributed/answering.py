@@ -139,6 +139,7 @@ class Answering:
     screen: Screen
     budget_usd: Decimal | None = None
     grader: Grader | None = None
+    settings: str | None = None  # the column with the rows' own terms
     ledger: Any = field(default=None, init=False)  # actor handle; each folder has one of its own
     guard: Guard | None = None
     rent: Rent | None = None
@@ -319,6 +320,7 @@ class Answering:
                 self.keys.sandbox_keys,
                 self.grader,
                 self.ledger,
+                self.settings,
             )
             crews[deployment.id] = Crew(work)
 

@@ -13,8 +13,9 @@ import numpy as np
 from rtr_ray.gate import Offer
 from rtr_ray.online.asking import Asked
 from rtr_ray.online.problems import RequestError
-from rtr_ray.pool import MTOK, Pool
+from rtr_ray.pool import Pool
 from rtr_ray.strategies import PLACEHOLDER, Strategy
+from rtr_ray.terms import paid_tokens
 from rtr_ray.types import BoolArray, Candidate, Query, Sampling
 
 PLAIN = "vanilla"
@@ -95,7 +96,7 @@ def order(pool: Pool, asked: Asked, query: Query, candidate: Candidate, most_usd
     longest = _longest(pool, asked, candidate, direct)
     limit = longest
     if most_usd is not None:
-        limit = min(limit, _paid_tokens(pool, candidate, input_tokens, count, most_usd))
+        limit = min(limit, paid_tokens(pool.price(candidate), input_tokens, most_usd, count))
         if limit < 1:
             raise RequestError(
                 f"{candidate} may cost more than ${most_usd:f} before its first token. Raise the limit, or "
@@ -124,17 +125,6 @@ def _longest(pool: Pool, asked: Asked, candidate: Candidate, direct: bool) -> in
     if asked.max_tokens is not None:
         return asked.max_tokens
     return pool.deployment(candidate).context_tokens or _UNBOUNDED_TOKENS
-
-
-def _paid_tokens(pool: Pool, candidate: Candidate, input_tokens: int, count: int, most_usd: Decimal) -> int:
-    """How long each of the answers may get for the money."""
-    price = pool.price(candidate)
-    left_usd = most_usd - price.worst_case_usd(input_tokens, 0)
-    if left_usd < 0:
-        return 0
-    if not price.output_usd_per_mtok:
-        return _UNBOUNDED_TOKENS * 1000
-    return int(left_usd * MTOK / price.output_usd_per_mtok) // count
 
 
 def _body(pool: Pool, asked: Asked, candidate: Candidate, strategy: Strategy | None) -> dict[str, Any]:
