@@ -105,9 +105,7 @@ class Terms:
             request = pool.request(query, candidate)
         except DataError:  # nobody can say what it costs at most
             return 0
-        return paid_tokens(
-            pool.price(candidate), request.max_input_tokens, self.max_usd, candidate.samples
-        )
+        return paid_tokens(pool.price(candidate), request.max_input_tokens, self.max_usd, candidate.samples)
 
     def applied(self, request: Request, pool: Pool) -> Request:
         """The request on these terms."""

@@ -94,8 +94,8 @@ class BatchOrder:
             if divided:
                 return divided
             raise ConfigError(
-                "The endpoint's policy is taken over from a run, which planned another corpus. Give the batch "
-                "metadata.budget_usd, or name auto:LAM as its model."
+                "The endpoint's policy is taken over from a run, which planned another corpus. Give the "
+                "batch metadata.budget_usd, or name auto:LAM as its model."
             )
         policy = self.policy
         if model != AUTO:

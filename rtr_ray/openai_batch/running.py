@@ -14,7 +14,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Protocol
 
-from rtr_ray.errors import BudgetError, RtrError
+from rtr_ray.errors import BudgetError, RtrError, StorageError
 from rtr_ray.openai_batch.objects import Counts, budget_of
 from rtr_ray.openai_batch.replies import reply_of
 from rtr_ray.openai_batch.requests import BatchRequest, Problem, read_batch, write_corpora
@@ -72,6 +72,9 @@ class BatchRun:
         single requests share the key's budgets. A mixed file is run model by model, in the order in
         which they first occur; each may spend what the ones before have left. Where that does not
         suffice for one of them, its requests fail, and the batch only if nothing was answered.
+
+        Raises:
+            StorageError: If the database or a folder cannot be used; call it again when they can.
         """
         batch = self.store.retrieve(key_id, batch_id)
         try:
@@ -81,14 +84,21 @@ class BatchRun:
                 batch = self._answer(key_id, batch)
             if batch["status"] == "finalizing":
                 batch = self._end(key_id, batch, "completed")
+        except StorageError:
+            raise
         except RtrError as error:
             batch = self.store.retrieve(key_id, batch_id)
             if batch["status"] not in ("cancelling", "cancelled"):
                 code = "budget_exceeded" if isinstance(error, BudgetError) else "batch_failed"
-                return self._end(key_id, batch, "failed", [Problem(None, code, error.message)])
+                return self.fail(key_id, batch_id, code, error.message)
         if batch["status"] == "cancelling":
             batch = self._end(key_id, batch, "cancelled")
         return batch
+
+    def fail(self, key_id: str, batch_id: str, code: str, message: str) -> dict[str, Any]:
+        """End a batch that cannot go on, with what it has answered; gives its object."""
+        batch = self.store.retrieve(key_id, batch_id)
+        return self._end(key_id, batch, "failed", [Problem(None, code, message)])
 
     def _validate(self, key_id: str, batch: dict[str, Any]) -> dict[str, Any]:
         """Nothing is asked before the end of the file was seen, and all of it was fine."""

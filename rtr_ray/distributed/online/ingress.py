@@ -20,11 +20,14 @@ from starlette.types import Receive, Scope, Send
 
 from rtr_ray.answers import Answerer
 from rtr_ray.config import ServeFile, SwapKeys, load_pool
+from rtr_ray.distributed.online.batch_routes import BATCH_ENDPOINTS, BatchRoutes, bearer
+from rtr_ray.distributed.online.batches_actor import BatchPlace, RemoteBatches
 from rtr_ray.distributed.online.metrics import ServeNotes
 from rtr_ray.distributed.online.replicas import Replicas
 from rtr_ray.distributed.programs import runner, sandbox_of
 from rtr_ray.errors import ConfigError, RtrError
-from rtr_ray.gate import Gate, OpenGate
+from rtr_ray.gate import Caller, Gate, OpenGate
+from rtr_ray.online.batches import BatchOrder
 from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.loading import load_chooser
 from rtr_ray.online.problems import RequestError
@@ -47,7 +50,7 @@ class Setting:
     gate: Callable[[], Gate] = OpenGate
 
 
-class RoutingIngress(OpenAiIngress):
+class RoutingIngress(BatchRoutes, OpenAiIngress):
     """Routes chat completions in this process, and passes on what the models' replicas generate."""
 
     def __init__(
@@ -73,6 +76,8 @@ class RoutingIngress(OpenAiIngress):
         self._refused: str | None = None  # why the last change was not made
         self._sending: asyncio.Task[None] | None = None
         self._names = {name: handle.deployment_name for name, handle in llm_deployments.items()}
+        self._batches: RemoteBatches | None = None
+        self._swap = file.swap
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over a router and a policy; one that cannot be loaded leaves the old one in place.
@@ -89,7 +94,7 @@ class RoutingIngress(OpenAiIngress):
             self._refused = error.message
             _LOG.error("the router stays as it is: %s", error.message)
             return
-        self._refused = None
+        self._refused, self._swap = None, keys
         if self._endpoint is None:
             await self._begin(chooser)
         assert self._endpoint is not None
@@ -116,7 +121,10 @@ class RoutingIngress(OpenAiIngress):
 
     async def _watch(self) -> None:
         """Begin what goes on beside the requests."""
-        await self._replicas.watch(serve.get_replica_context().app_name, self._names)
+        application = serve.get_replica_context().app_name
+        await self._replicas.watch(application, self._names)
+        self._batches = RemoteBatches(BatchPlace.of(self._file, application))
+        self._batches.start()
         self._sending = asyncio.create_task(self._send())
 
     def _load(self, keys: SwapKeys) -> tuple[Chooser, Chooser | None]:
@@ -139,6 +147,11 @@ class RoutingIngress(OpenAiIngress):
             keys.untrained,
         )
         return chooser, shadow
+
+    def _batch_order(self, caller: Caller) -> BatchOrder:
+        assert self._endpoint is not None
+        unit, keys = self._endpoint.routing.chooser.normaliser_usd, self._swap
+        return BatchOrder.of(keys.router_path or "", keys.untrained, keys.policy, unit, caller)
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
@@ -166,9 +179,9 @@ class RoutingIngress(OpenAiIngress):
             self._check_origin(request)
             raw = await self._body(request)
             if what == "route":
-                return _response(await self._endpoint.route(raw, _bearer(request)))
+                return _response(await self._endpoint.route(raw, bearer(request)))
             name = request.headers.get("x-request-id", "")[:200]
-            return _response(await self._endpoint.chat(raw, _bearer(request), name))
+            return _response(await self._endpoint.chat(raw, bearer(request), name))
         except RequestError as error:
             return _response(Reply.of(error))
         except Exception as error:
@@ -179,19 +192,19 @@ class RoutingIngress(OpenAiIngress):
     async def models(self, request: Request) -> Response:  # type: ignore[override]
         """What `model` may be."""
         assert self._endpoint is not None
-        return _response(await self._endpoint.models(_bearer(request)))
+        return _response(await self._endpoint.models(bearer(request)))
 
     async def model_data(self, model: str, request: Request) -> Response:  # type: ignore[override]
         """One of the models."""
         assert self._endpoint is not None
-        return _response(await self._endpoint.models(_bearer(request), model))
+        return _response(await self._endpoint.models(bearer(request), model))
 
     async def feedback(self, request: Request) -> Response:
         """How right the answer of a request was, from 0 to 1."""
         assert self._endpoint is not None
         try:
             self._check_origin(request)
-            await self._endpoint.admitted(_bearer(request))
+            await self._endpoint.admitted(bearer(request))
             name, score = parse_feedback(await self._body(request))
             await self._flush()
             status, body = await self._memory.score.remote(name, score)
@@ -255,6 +268,7 @@ ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
     "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
     "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
     "health": lambda app: app.get("/healthz"),
+    **BATCH_ENDPOINTS,
 }
 
 
@@ -305,8 +319,3 @@ def _response(reply: Reply) -> Response:
     if reply.events is not None:
         return _Events(reply)
     return JSONResponse(reply.body, reply.status, headers=reply.headers)
-
-
-def _bearer(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
