@@ -11,13 +11,13 @@ import contextvars
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rtr_ray.answers import Answerer
 from rtr_ray.gate import Caller, Gate, Hold, Offer, Refusal
-from rtr_ray.online.asking import Asked, parse_chat
+from rtr_ray.online.asking import Asked, parse_chat, parse_completion
 from rtr_ray.online.buffered import whole_answer
 from rtr_ray.online.engines import Engines, Generation, Piece
 from rtr_ray.online.folding import Counted, usage_of
@@ -71,12 +71,29 @@ class Endpoint:
             bearer: The token of the Authorization header.
             request_id: Another name of the request, that feedback may use.
         """
+        return await self._counted(raw, bearer, request_id, parse_chat)
+
+    async def complete(self, raw: bytes, bearer: str | None = None, request_id: str = "") -> Reply:
+        """Answer a raw completion, as `chat` answers a chat."""
+        return await self._counted(raw, bearer, request_id, parse_completion)
+
+    async def _counted(
+        self, raw: bytes, bearer: str | None, request_id: str, parse: Callable[[bytes, Pool], Asked]
+    ) -> Reply:
+        """One of the requests that may be here at the same time.
+
+        Args:
+            raw: The body.
+            bearer: The token of the Authorization header.
+            request_id: Another name of the request, that feedback may use.
+            parse: Reads the body.
+        """
         if self.here >= self.most:
             return Reply.of(overloaded(f"{self.most} requests are here already."))
         self.here += 1
         handed_on = False
         try:
-            reply = await self._chat(raw, bearer, request_id)
+            reply = await self._chat(raw, bearer, request_id, parse)
             handed_on = reply.events is not None
             return reply
         except RequestError as problem:
@@ -85,10 +102,13 @@ class Endpoint:
             if not handed_on:
                 self.here -= 1
 
-    async def _chat(self, raw: bytes, bearer: str | None, request_id: str) -> Reply:
+    async def _chat(
+        self, raw: bytes, bearer: str | None, request_id: str, parse: Callable[[bytes, Pool], Asked]
+    ) -> Reply:
         caller = await self.admitted(bearer)
-        asked = parse_chat(raw, self.pool)
-        query = query_of(f"chatcmpl-{uuid.uuid4().hex}", asked.messages)
+        asked = parse(raw, self.pool)
+        kind = "chatcmpl" if asked.prompt is None else "cmpl"
+        query = query_of(f"{kind}-{uuid.uuid4().hex}", asked.messages)
         left_out: set[str] = set()
         failed_at: list[str] = []
         for attempt in range(ATTEMPTS):

@@ -28,7 +28,7 @@ class Order:
 
     offer: Offer
     deployment: str
-    body: Mapping[str, Any]  # of an OpenAI chat completion, without `model`
+    body: Mapping[str, Any]  # of an OpenAI completion, without `model`; of a raw one with `prompt`
     buffered: bool  # the answer is made of what the model writes, and cannot be passed on as it comes
 
     @property
@@ -104,7 +104,11 @@ def order(pool: Pool, asked: Asked, query: Query, candidate: Candidate, most_usd
                 code="max_cost",
                 param="rtr.max_cost_usd",
             )
-    body = _body(pool, asked, candidate, strategy) | {"messages": [dict(one) for one in messages]}
+    body = _body(pool, asked, candidate, strategy)
+    if asked.prompt is None:
+        body["messages"] = [dict(one) for one in messages]
+    else:
+        body["prompt"] = asked.prompt
     if not direct or asked.max_tokens is not None or limit < longest or context is None:
         body["max_tokens"] = limit
     if count > 1:
@@ -138,7 +142,7 @@ def _body(pool: Pool, asked: Asked, candidate: Candidate, strategy: Strategy | N
     stop += [given] if isinstance(given, str) else given
     if stop:
         body["stop"] = stop
-    if model.chat_template_kwargs:
+    if model.chat_template_kwargs and asked.prompt is None:
         own = dict(asked.fields.get("chat_template_kwargs") or {})
         body["chat_template_kwargs"] = own | dict(
             model.chat_template_kwargs

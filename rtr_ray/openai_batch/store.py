@@ -335,7 +335,7 @@ class BatchStore:
         row = db.execute(f"SELECT object FROM {table} WHERE id = ? AND key_id = ?", (id, key_id)).fetchone()
         if row is None:
             what = "file" if table == "files" else "batch"
-            raise MissingError(f"There is no {what} '{id[:80]}' of this API key.")
+            raise MissingError(f"There is no such {what} of this API key.")
         found: dict[str, Any] = json.loads(row[0])
         return found
 

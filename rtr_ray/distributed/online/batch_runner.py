@@ -61,7 +61,7 @@ class JobRunner:
         policies = self.order.policies(model, self.pool, budget_usd is not None)
         for number, policy in enumerate(policies):
             run_folder = output / str(number)  # another policy is another run
-            failed = None
+            failed: RtrError | None = None
             try:
                 self._answer(policy, corpus, run_folder, budget_usd)
             except BudgetError as error:

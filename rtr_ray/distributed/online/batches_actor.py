@@ -219,7 +219,7 @@ class SharedBatches:
                 self._running = None
 
 
-BatchesActor = ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=_CALLS)(SharedBatches)
+BatchesActor = ray.remote(num_cpus=0, max_restarts=-1)(SharedBatches)
 
 
 def end_batches(file: ServeFile, application: str) -> None:
@@ -246,6 +246,7 @@ class RemoteBatches:
             namespace=NAMESPACE,
             get_if_exists=True,
             lifetime="detached",
+            max_concurrency=_CALLS,
             resources={_HEAD: 0.001},
         ).remote(self.place)
 

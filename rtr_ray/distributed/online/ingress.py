@@ -169,6 +169,10 @@ class RoutingIngress(BatchRoutes, OpenAiIngress):
         """A chat completion; `model` names the router, a model or a candidate."""
         return await self._answer(request, "chat")
 
+    async def completions(self, request: Request) -> Response:  # type: ignore[override]
+        """A raw completion."""
+        return await self._answer(request, "completions")
+
     async def route(self, request: Request) -> Response:
         """What would be chosen for a chat completion, and why."""
         return await self._answer(request, "route")
@@ -181,6 +185,8 @@ class RoutingIngress(BatchRoutes, OpenAiIngress):
             if what == "route":
                 return _response(await self._endpoint.route(raw, bearer(request)))
             name = request.headers.get("x-request-id", "")[:200]
+            if what == "completions":
+                return _response(await self._endpoint.complete(raw, bearer(request), name))
             return _response(await self._endpoint.chat(raw, bearer(request), name))
         except RequestError as error:
             return _response(Reply.of(error))
@@ -265,6 +271,7 @@ ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
     "models": lambda app: app.get("/v1/models"),
     "model_data": lambda app: app.get("/v1/models/{model:path}"),
     "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=_takes(("model", "messages"))),
+    "completions": lambda app: app.post("/v1/completions", openapi_extra=_takes(("model", "prompt"))),
     "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
     "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
     "health": lambda app: app.get("/healthz"),
@@ -275,6 +282,7 @@ ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
 def _takes(names: tuple[str, ...]) -> dict[str, Any]:
     kinds = {
         "model": {"type": "string"},
+        "prompt": {"type": "string", "minLength": 1},
         "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
         "request_id": {"type": "string"},
         "score": {"type": "number", "minimum": 0, "maximum": 1},

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import Any, cast
 
 from pydantic import ValidationError
+from ray.serve.llm.openai_api_models import CompletionRequest
 
 from rtr_ray.distributed.server import COUNTING, ChunkServer, events_of
 from rtr_ray.online.folding import Folded
@@ -24,11 +25,11 @@ class OnlineServer(ChunkServer):
     _known: OrderedDict[str, Folded] | None = None
 
     async def generate(self, call: str, body: dict[str, Any], stream: bool) -> AsyncIterator[dict[str, Any]]:
-        """Answer a chat request.
+        """Answer a request.
 
         Args:
             call: Its name, for `stop`.
-            body: Of an OpenAI chat completion, without `model`.
+            body: Of an OpenAI chat completion, without `model`; with `prompt`, of a raw completion.
             stream: Whether the chunks are wanted as they come, or the choices at the end.
 
         Yields:
@@ -54,9 +55,8 @@ class OnlineServer(ChunkServer):
     async def _pieces(
         self, folded: Folded, body: dict[str, Any], stream: bool
     ) -> AsyncIterator[dict[str, Any]]:
-        request = self._request(body | COUNTING)
         told = time.monotonic()
-        source = await self.chat(request)
+        source = await self._source(body | COUNTING)
         async with contextlib.aclosing(source):  # closed early, the engine stops
             async for lines in source:
                 chunks = []
@@ -77,6 +77,13 @@ class OnlineServer(ChunkServer):
             return
         choices = None if stream else folded.response_choices()
         yield {"counted": _numbers(folded), "choices": choices, "ended": True}
+
+    async def _source(self, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        if "prompt" in body:
+            source = await self.completions(CompletionRequest(model=self._llm_config.model_id, **body))
+        else:
+            source = await self.chat(self._request(body))
+        return cast("AsyncGenerator[Any, None]", source)
 
     async def stop(self, call: str) -> tuple[int, int, int] | None:
         """What a call has generated so far; None where it never came here, and it never will begin.
