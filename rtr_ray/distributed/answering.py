@@ -358,6 +358,7 @@ class Answering:
         balance = snapshot.balance
         plan = stage.total = self.rows_total
         stage.done = sum(snapshot.rows.values()) + feed.unrouted
+        stage.ended_as = snapshot.rows
         tokens = sum(account.output_tokens for account in balance.accounts.values())
         if expected_tokens and plan:
             # the longest answers come first: rows alone would promise too much time

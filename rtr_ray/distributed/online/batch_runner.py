@@ -6,8 +6,9 @@ import contextlib
 import json
 import logging
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,29 @@ class LeftError(BaseException):
     """The process ends, and the batch with it until somebody goes on with it."""
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far the jobs of a batch have come, while they run."""
+
+    _before: Counter[str] = field(default_factory=Counter)  # of the jobs that have ended
+    _now: Counter[str] = field(default_factory=Counter)
+
+    def begin(self) -> None:
+        """Another job begins."""
+        self._before, self._now = self._before + self._now, Counter()
+
+    def tell(self, rows: Mapping[str, int]) -> None:
+        """So many rows of it are durable, by status."""
+        self._now = Counter(rows)
+
+    def on(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """The counts of a batch object, as they are by now."""
+        rows = self._before + self._now
+        done = rows["answered"]
+        live = {"completed": done, "failed": sum(rows.values()) - done}
+        return {name: max(count, live.get(name, 0)) for name, count in counts.items()}
+
+
 @dataclass(frozen=True, slots=True)
 class JobRunner:
     """A `Runner` over `run_job`.
@@ -50,6 +74,7 @@ class JobRunner:
     order: BatchOrder
     stopping: threading.Event
     leaving: threading.Event
+    progress: Progress = field(default_factory=Progress)
 
     def run(
         self, model: str, corpus: Path, output: Path, budget_usd: Decimal | None
@@ -62,6 +87,7 @@ class JobRunner:
         for number, policy in enumerate(policies):
             run_folder = output / str(number)  # another policy is another run
             failed: RtrError | None = None
+            self.progress.begin()
             try:
                 self._answer(policy, corpus, run_folder, budget_usd)
             except BudgetError as error:
@@ -93,7 +119,8 @@ class JobRunner:
             self._wait()
             try:
                 job = Job.check(self._job(policy, corpus, output, budget_usd))
-                run_job(replace(job, pool=self._gentle(job.pool)), _Quiet(), stopping=self.stopping)
+                screen = _Quiet(self.progress)
+                run_job(replace(job, pool=self._gentle(job.pool)), screen, stopping=self.stopping)
                 return
             except KeyboardInterrupt:  # as a job ends that is told to stop
                 if self.leaving.is_set():
@@ -183,9 +210,15 @@ def _skipped(corpus: Path) -> Iterator[Mapping[str, Any]]:
 class _Quiet(Screen):
     """Nobody sits before it."""
 
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
     def say(self, text: str, style: str = "") -> None:
         """Into the log."""
         _LOG.info("%s", text)
 
     def tick(self, stage: Stage, now: bool = False) -> None:
-        """Nobody looks."""
+        """Into the batch object."""
+        if stage.name == "answer":
+            self._progress.tell(stage.ended_as)

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, RayError
@@ -28,6 +28,9 @@ from rtr_ray.online.batches import BatchOrder, checking
 from rtr_ray.online.problems import unavailable
 from rtr_ray.openai_batch import BatchRun, BatchStore
 from rtr_ray.pool import fingerprint
+
+if TYPE_CHECKING:
+    from rtr_ray.distributed.online.batch_runner import Progress
 
 _LOG = logging.getLogger("ray.serve")
 NAMESPACE = "rtr-ray-batches"
@@ -67,6 +70,15 @@ class BatchPlace:
         return f"batches-{fingerprint([self.database, self.folder])}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """The batch that is carried out."""
+
+    batch_id: str
+    stopping: threading.Event  # set: no more is sent for it
+    progress: Progress
+
+
 class SharedBatches:
     """Files and batches of all keys, and the thread that carries batches out. `BatchesActor`, without Ray."""
 
@@ -76,7 +88,7 @@ class SharedBatches:
         self._uploads, self._work_folder = folder / "uploads", folder / "work"
         self._store = BatchStore(Path(place.database), folder / "files")
         self._leaving, self._wake, self._lock = threading.Event(), threading.Event(), threading.Lock()
-        self._running: tuple[str, threading.Event] | None = None  # a batch, and how it is told to stop
+        self._running: _Running | None = None
         for left in self._uploads.glob("*"):  # of an ingress replica that died
             left.unlink(missing_ok=True)
         self._thread = threading.Thread(target=self._carry_out_all, daemon=True, name="batches")
@@ -142,18 +154,25 @@ class SharedBatches:
 
     def retrieve(self, key_id: str, batch_id: str) -> dict[str, Any]:
         """A batch's object."""
-        return self._store.retrieve(key_id, batch_id)
+        return self._live(self._store.retrieve(key_id, batch_id))
 
     def page(self, key_id: str, **page: Any) -> dict[str, Any]:
         """A page of batches."""
-        return self._store.page(key_id, **page)
+        found = self._store.page(key_id, **page)
+        return found | {"data": [self._live(one) for one in found["data"]]}
+
+    def _live(self, batch: dict[str, Any]) -> dict[str, Any]:
+        running = self._running
+        if running is not None and running.batch_id == batch["id"]:
+            batch["request_counts"] = running.progress.on(batch["request_counts"])
+        return batch
 
     def cancel(self, key_id: str, batch_id: str) -> dict[str, Any]:
         """End a batch; what has been sent for it is waited for."""
         found = self._store.cancel(key_id, batch_id)
         with self._lock:
-            if self._running is not None and self._running[0] == batch_id:
-                self._running[1].set()
+            if self._running is not None and self._running.batch_id == batch_id:
+                self._running.stopping.set()
         self._wake.set()
         return found
 
@@ -166,7 +185,7 @@ class SharedBatches:
         self._leaving.set()
         with self._lock:
             if self._running is not None:
-                self._running[1].set()
+                self._running.stopping.set()
         self._wake.set()
         self._thread.join(_LEAVE_S)
         return not self._thread.is_alive()
@@ -190,19 +209,20 @@ class SharedBatches:
             self._wake.wait(_LOOK_S)
 
     def _carry_out(self, key_id: str, batch_id: str) -> None:
-        from rtr_ray.distributed.online.batch_runner import JobRunner
+        from rtr_ray.distributed.online.batch_runner import JobRunner, Progress
 
         file, stopping = self._place.file, threading.Event()
         pool, order = load_pool(file.pool), BatchOrder.from_json(self._store.order(batch_id))
+        progress = Progress()
         run = BatchRun(
             self._store,
-            JobRunner(file, pool, self._place.application, order, stopping, self._leaving),
+            JobRunner(file, pool, self._place.application, order, stopping, self._leaving, progress),
             self._work_folder,
             keyed=file.keys is not None,
             check=checking(pool, order),
         )
         with self._lock:
-            self._running = batch_id, stopping
+            self._running = _Running(batch_id, stopping, progress)
             if self._leaving.is_set():
                 return
         try:
