@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from rtr_ray.errors import ConfigError
+from rtr_ray.errors import ConfigError, DataError
 from rtr_ray.gate import Caller
 from rtr_ray.online.asking import AUTO, Asked, parse_chat, parse_json
 from rtr_ray.online.orders import as_it_is, is_plain
 from rtr_ray.online.problems import RequestError
+from rtr_ray.online.turns import query_of
 from rtr_ray.openai_batch import BatchRequest, Problem, problem_of
 from rtr_ray.pool import Pool
 from rtr_ray.terms import Terms
 from rtr_ray.types import Candidate, Sampling
 
+_TRIES = 3  # that a batch sets money aside for, where it is told no budget
 _DRAWN = tuple(one.name for one in fields(Sampling))
 
 
@@ -120,6 +123,18 @@ def checking(pool: Pool, order: BatchOrder) -> Callable[[BatchRequest], BatchReq
             return problem_of(request, code, problem.message, param)
 
     return check
+
+
+def most_usd(pool: Pool, request: BatchRequest) -> Decimal:
+    """What a request that was checked costs at most, whoever answers it, with two calls that are lost."""
+    terms = Terms.read(json.dumps(request.settings))
+    query = query_of(request.custom_id, request.messages)
+    found = [Decimal(0)]
+    for candidate in pool.candidates:
+        if terms.candidates is None or str(candidate) in terms.candidates:
+            with contextlib.suppress(DataError):  # nobody can say: it will not be put to that one
+                found.append(pool.worst_case_usd(terms.applied(pool.request(query, candidate), pool)))
+    return _TRIES * max(found)
 
 
 def _refuse_online_only(asked: Asked, request: BatchRequest, order: BatchOrder, seeds: bool) -> None:

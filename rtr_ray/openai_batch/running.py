@@ -64,6 +64,7 @@ class BatchRun:
     work: Path  # a folder for the corpora and runs of all batches
     keyed: bool = True  # False: there are no keys, and nobody's budget pays
     check: Check = _as_it_is
+    most_usd: Callable[[BatchRequest], Decimal] | None = None  # what a checked request costs at most
 
     def carry_out(self, key_id: str, batch_id: str) -> dict[str, Any]:
         """Bring a batch to its end; gives its object. Call it again after a restart.
@@ -102,14 +103,19 @@ class BatchRun:
 
     def _validate(self, key_id: str, batch: dict[str, Any]) -> dict[str, Any]:
         """Nothing is asked before the end of the file was seen, and all of it was fine."""
-        total, problems = 0, []
+        total, problems, most_usd = 0, [], Decimal(0)
         for one in self._read(key_id, batch):
-            total += isinstance(one, BatchRequest)
-            problems += [one] if isinstance(one, Problem) else []
+            if isinstance(one, Problem):
+                problems.append(one)
+                continue
+            total += 1
+            if self.keyed and self.most_usd is not None and not problems:
+                most_usd += self.most_usd(one)
         if not problems:
             self._write_corpora(key_id, batch)
         if self.keyed and not problems:
-            return self.store.allot(key_id, batch["id"], Counts(total))
+            bound = None if self.most_usd is None else most_usd
+            return self.store.allot(key_id, batch["id"], Counts(total), bound)
         status = "failed" if problems else "in_progress"
         return self.store.advance(key_id, batch["id"], status, Counts(total), problems)
 

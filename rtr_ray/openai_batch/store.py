@@ -292,11 +292,14 @@ class BatchStore:
             self._put(db, "batches", key_id, found)
             return found
 
-    def allot(self, key_id: str, batch_id: str, counts: Counts) -> dict[str, Any]:
+    def allot(
+        self, key_id: str, batch_id: str, counts: Counts, most_usd: Decimal | None = None
+    ) -> dict[str, Any]:
         """Begin a batch: what it may spend is set aside from its key's budgets, in the same transaction.
 
-        That is its `metadata.budget_usd`, or all that the key has left. The object says how much, as
-        `rtr.budget_usd`; null where nothing bounds it.
+        That is its `metadata.budget_usd`, or all that the key has left, but no more than `most_usd`,
+        which it can come to at most. The object says how much, as `rtr.budget_usd`; null where nothing
+        bounds it.
 
         Raises:
             BudgetError: If the key has not got as much.
@@ -305,7 +308,7 @@ class BatchStore:
         with self._database.transaction() as db:
             batch = self._get(db, "batches", key_id, batch_id)
             books = self._books(db)
-            found = books.allot(batch_id, key_id, budget_of(batch["metadata"] or {}))
+            found = books.allot(batch_id, key_id, budget_of(batch["metadata"] or {}), most_usd)
             if isinstance(found, Refusal):
                 raise BudgetError(found.message)
             books.flush()

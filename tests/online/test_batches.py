@@ -10,11 +10,11 @@ import pytest
 
 from rtr_ray.errors import ConfigError
 from rtr_ray.gate import Caller
-from rtr_ray.online.batches import BatchOrder, checking, parse_batch
+from rtr_ray.online.batches import BatchOrder, checking, most_usd, parse_batch
 from rtr_ray.online.problems import RequestError
 from rtr_ray.openai_batch import BatchRequest, Problem
 from rtr_ray.terms import Terms
-from rtr_ray.types import Sampling
+from rtr_ray.types import Candidate, Query, Sampling
 from tests.online.bench import pool
 
 POOL = pool()
@@ -86,6 +86,20 @@ def test_what_a_batch_cannot_do_is_a_problem_of_its_line(one: BatchRequest, code
     assert isinstance(problem, Problem)
     assert problem.code == code
     assert problem.message.startswith("Line 3: ")
+
+
+def test_what_a_request_costs_at_most_is_that_of_the_dearest_who_may_answer_with_lost_calls_beside():
+    def most(**settings: Any) -> Decimal:
+        found = checking(POOL, ORDER)(request(**settings))
+        assert isinstance(found, BatchRequest)
+        return most_usd(POOL, found)
+
+    query = Query("a", "2 + 2?", ({"role": "user", "content": "2 + 2?"},))
+    dearest = max(POOL.worst_case_usd(POOL.request(query, one)) for one in POOL.candidates)
+    assert most() == 3 * dearest
+    weak = POOL.worst_case_usd(POOL.request(query, Candidate("weak", "vanilla")))
+    assert most(model="weak:vanilla") == 3 * weak
+    assert most(model="weak:vanilla", max_tokens=1) < 3 * weak
 
 
 def test_an_order_survives_the_way_through_a_file_and_has_the_endpoints_unit():

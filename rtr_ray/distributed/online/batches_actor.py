@@ -14,6 +14,7 @@ import threading
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from rtr_ray.config import ServeFile, load_pool
 from rtr_ray.distributed.cluster import root
 from rtr_ray.distributed.online.gates import keys_path
 from rtr_ray.errors import RtrError, StorageError
-from rtr_ray.online.batches import BatchOrder, checking
+from rtr_ray.online.batches import BatchOrder, checking, most_usd
 from rtr_ray.online.problems import unavailable
 from rtr_ray.openai_batch import BatchRun, BatchStore
 from rtr_ray.pool import fingerprint
@@ -220,6 +221,7 @@ class SharedBatches:
             self._work_folder,
             keyed=file.keys is not None,
             check=checking(pool, order),
+            most_usd=partial(most_usd, pool),
         )
         with self._lock:
             self._running = _Running(batch_id, stopping, progress)
