@@ -40,10 +40,11 @@ _MOST_ERRORS = 100  # of a file's lines that are told; a thousand alike help nob
 class BatchStore:
     """Files and batches of all keys. Safe for threads and processes."""
 
-    path: Path  # the SQLite file; made if there is none
+    path: Path  # the SQLite file
     folder: Path  # for the bytes of files
     busy_s: float = 5.0
     now: Callable[[], float] = time.time
+    may_create: bool = True  # False: a file of keys that is gone must not come back empty
     _database: Database = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,7 +82,7 @@ class BatchStore:
             "id": file_id, "object": "file", "bytes": size, "created_at": int(self.now()),
             "filename": filename, "purpose": purpose, "status": "processed",
         }  # fmt: skip
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             self._put(db, "files", key_id, made, new=True)
         return made
 
@@ -162,7 +163,7 @@ class BatchStore:
             raise DataError("completion_window must be '24h'.")
         pairs = check_metadata(metadata)
         made = new_batch(f"batch_{secrets.token_hex(12)}", input_file_id, endpoint, pairs, int(self.now()))
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             if self._get(db, "files", key_id, input_file_id)["purpose"] != "batch":
                 raise DataError(f"The file '{input_file_id}' was not uploaded with the purpose 'batch'.")
             self._put(db, "batches", key_id, made, new=True)
@@ -206,7 +207,7 @@ class BatchStore:
         purpose: str | None = None,
         newest: bool = True,
     ) -> dict[str, Any]:
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             self._tables(db)
             edge = 2**62 if newest else 0
             if after is not None:
@@ -245,7 +246,7 @@ class BatchStore:
 
     def unfinished(self) -> list[tuple[str, dict[str, Any]]]:
         """(key, batch) of all batches that have not ended, oldest first: what a restart goes on with."""
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             self._tables(db)
             rows = db.execute("SELECT key_id, object FROM batches ORDER BY rowid").fetchall()
         found = [(key_id, json.loads(text)) for key_id, text in rows]

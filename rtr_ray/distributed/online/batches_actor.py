@@ -87,7 +87,12 @@ class SharedBatches:
         self._place = place
         folder = Path(place.folder)
         self._uploads, self._work_folder = folder / "uploads", folder / "work"
-        self._store = BatchStore(Path(place.database), folder / "files")
+        keyed = place.file.keys is not None
+        self._store = BatchStore(Path(place.database), folder / "files", may_create=not keyed)
+        if not keyed:
+            with contextlib.suppress(RtrError, OSError):  # whoever asks hears of it
+                folder.mkdir(parents=True, exist_ok=True)
+                self._store.unfinished()
         self._leaving, self._wake, self._lock = threading.Event(), threading.Event(), threading.Lock()
         self._running: _Running | None = None
         for left in self._uploads.glob("*"):  # of an ingress replica that died
