@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import time
 from collections import Counter
@@ -13,9 +15,11 @@ from typing import Any
 import pytest
 from ray import serve
 
-from rtr_ray.config import ServeFile
+from rtr_ray.config import ServeFile, load_pool
 from rtr_ray.gate import Caller
 from rtr_ray.keys import KeyStore, Limits
+from rtr_ray.online.problems import RequestError
+from rtr_ray.types import Usage
 from tests.distributed.conftest import Cluster
 from tests.distributed.engine import FakeEngine, metered
 from tests.distributed.workbench import Workbench
@@ -164,6 +168,51 @@ def test_what_was_answered_before_a_cancellation_is_in_the_output_and_a_batch_th
     asked = Counter(one["text"] for one in metered(meter)[paid_before:])
     assert set(asked.values()) == {1}
     assert second.leave()
+
+
+async def test_a_batch_whose_actor_is_killed_goes_on_and_its_key_pays_for_what_was_in_flight(
+    place: Any, tmp_path: Path
+) -> None:
+    import ray
+
+    from rtr_ray.distributed.online.batches_actor import NAMESPACE, RemoteBatches, end_batches
+    from rtr_ray.errors import MissingError
+
+    keys = KeyStore(tmp_path / "keys.sqlite")
+    _, key = keys.create("ann", Limits(total_usd=Decimal(1)))
+    caller, count = Caller(key.id, "ann"), 40
+    here = place(batches={"share": 0.01}, keys=str(tmp_path / "keys.sqlite"))
+    remote = RemoteBatches(here)
+    with pytest.raises(MissingError, match="no such batch"):
+        await remote.call("retrieve", key.id, "batch_nobody")
+    upload = await remote.call("append", None, b"")
+    lines = (line(f"r{i}", f"SLOW what is {i} + 1?", "weak") for i in range(count))
+    await remote.call("append", upload, b"".join(lines))
+    file = await remote.call("keep", key.id, upload, "in.jsonl", "batch")
+    asked = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions"}
+    batch = (await remote.call("create", key.id, asked, order(here, caller)))["id"]
+    meter = tmp_path / "meter.jsonl"
+    _wait_until(lambda: len(metered(meter)) >= 5)
+    ray.kill(ray.get_actor(here.name, namespace=NAMESPACE), no_restart=False)
+    deadline = time.monotonic() + 240
+    while True:
+        with contextlib.suppress(RequestError):  # until it is there again
+            found = await remote.call("retrieve", key.id, batch)
+            if found["status"] == "completed":
+                break
+            assert found["status"] == "in_progress", found
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    assert found["request_counts"] == {"total": count, "completed": count, "failed": 0}
+    output = await remote.call("read", key.id, found["output_file_id"], 0, 1 << 24)
+    rows = [json.loads(one) for one in output.splitlines()]
+    assert len({row["custom_id"] for row in rows}) == len(rows) == count
+    price = load_pool(here.file.pool).deployments["weak"].price
+    paid = sum(price.cost_usd(Usage(one["input_tokens"], one["output_tokens"], 1)) for one in metered(meter))
+    (used,) = [one for one in keys.usage(key.id) if one.period == "all"]
+    assert used.reserved_usd == 0
+    assert used.spent_usd >= paid  # what was in flight counts as paid in full
+    end_batches(here.file, APP)
 
 
 def _wait_until(seen: Callable[[], bool]) -> None:
