@@ -19,6 +19,7 @@ from rtr_ray.errors import BudgetError, DataError, MissingError, RtrError, Stora
 from rtr_ray.gate import Caller
 from rtr_ray.online.batches import BatchOrder, parse_batch
 from rtr_ray.online.endpoint import Endpoint
+from rtr_ray.online.openapi import described
 from rtr_ray.online.problems import RequestError, unavailable
 
 _LOG = logging.getLogger("ray.serve")
@@ -265,18 +266,23 @@ _BATCH = {
 }
 
 
-def _takes(kind: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {kind: {"schema": dict(schema)}}}}
+def _form() -> dict[str, Any]:
+    said = described(None, (400, 401, 403, 408, 413, 503))
+    return said | {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 
+
+_LOOKS = (400, 401, 403, 404, 503)
 
 BATCH_ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
-    "upload": lambda app: app.post("/v1/files", openapi_extra=_takes("multipart/form-data", _FORM)),
-    "files": lambda app: app.get("/v1/files"),
-    "file": lambda app: app.get("/v1/files/{file_id}"),
-    "delete_file": lambda app: app.delete("/v1/files/{file_id}"),
-    "file_content": lambda app: app.get("/v1/files/{file_id}/content"),
-    "create_batch": lambda app: app.post("/v1/batches", openapi_extra=_takes("application/json", _BATCH)),
-    "batches": lambda app: app.get("/v1/batches"),
-    "batch": lambda app: app.get("/v1/batches/{batch_id}"),
-    "cancel_batch": lambda app: app.post("/v1/batches/{batch_id}/cancel"),
+    "upload": lambda app: app.post("/v1/files", openapi_extra=_form()),
+    "files": lambda app: app.get("/v1/files", openapi_extra=described(None, _LOOKS)),
+    "file": lambda app: app.get("/v1/files/{file_id}", openapi_extra=described(None, _LOOKS)),
+    "delete_file": lambda app: app.delete("/v1/files/{file_id}", openapi_extra=described(None, _LOOKS)),
+    "file_content": lambda app: app.get("/v1/files/{file_id}/content", openapi_extra=described(None, _LOOKS)),
+    "create_batch": lambda app: app.post("/v1/batches", openapi_extra=described(_BATCH)),
+    "batches": lambda app: app.get("/v1/batches", openapi_extra=described(None, _LOOKS)),
+    "batch": lambda app: app.get("/v1/batches/{batch_id}", openapi_extra=described(None, _LOOKS)),
+    "cancel_batch": lambda app: app.post(
+        "/v1/batches/{batch_id}/cancel", openapi_extra=described(None, _LOOKS)
+    ),
 }

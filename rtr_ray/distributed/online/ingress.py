@@ -30,6 +30,7 @@ from rtr_ray.gate import Caller, Gate, OpenGate
 from rtr_ray.online.batches import BatchOrder
 from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.loading import load_chooser
+from rtr_ray.online.openapi import CHAT, COMPLETION, FEEDBACK, described
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
@@ -267,32 +268,20 @@ class RoutingIngress(BatchRoutes, OpenAiIngress):
             )
 
 
+_LOOKS = (401, 403, 404, 503)
+
 ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
-    "models": lambda app: app.get("/v1/models"),
-    "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=_takes(("model", "messages"))),
-    "completions": lambda app: app.post("/v1/completions", openapi_extra=_takes(("model", "prompt"))),
-    "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
-    "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
-    "health": lambda app: app.get("/healthz"),
+    "models": lambda app: app.get("/v1/models", openapi_extra=described(None, _LOOKS)),
+    "model_data": lambda app: app.get("/v1/models/{model:path}", openapi_extra=described(None, _LOOKS)),
+    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=described(CHAT, stream=True)),
+    "completions": lambda app: app.post("/v1/completions", openapi_extra=described(COMPLETION, stream=True)),
+    "route": lambda app: app.post("/v1/route", openapi_extra=described(CHAT)),
+    "feedback": lambda app: app.post(
+        "/v1/feedback", openapi_extra=described(FEEDBACK, (400, 401, 403, 404, 408, 409, 413, 503))
+    ),
+    "health": lambda app: app.get("/healthz", openapi_extra=described(None, (503,))),
     **BATCH_ENDPOINTS,
 }
-
-
-def _takes(names: tuple[str, ...]) -> dict[str, Any]:
-    kinds = {
-        "model": {"type": "string"},
-        "prompt": {"type": "string", "minLength": 1},
-        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "request_id": {"type": "string"},
-        "score": {"type": "number", "minimum": 0, "maximum": 1},
-    }
-    schema = {
-        "type": "object",
-        "required": list(names),
-        "properties": {name: kinds[name] for name in names},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def fastapi_app() -> FastAPI:
