@@ -76,7 +76,8 @@ class BatchRoutes:
             made: dict[str, Any] = await self._call("keep", caller.key_id, upload, name, "batch")
             return made
         except BaseException:
-            await asyncio.shield(asyncio.ensure_future(self._call("drop", upload)))
+            with contextlib.suppress(RtrError):  # what is left behind goes at the next start
+                await asyncio.shield(asyncio.ensure_future(self._call("drop", upload)))
             raise
 
     async def _parts(self, request: Request) -> AsyncGenerator[bytes, None]:

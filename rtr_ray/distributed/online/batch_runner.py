@@ -107,7 +107,8 @@ class JobRunner:
 
     def _committed_usd(self, run_folder: Path) -> Decimal:
         folder = RunFolder(open_store(str(run_folder)))
-        spent_usd = sum((row["cost_usd"] or Decimal(0) for row in self._rows(run_folder)), Decimal(0))
+        costs = (read_table(folder.store, key, ["cost_usd"])["cost_usd"] for key in folder.results())
+        spent_usd = sum((usd for cost in costs for usd in cost.to_pylist() if usd is not None), Decimal(0))
         saved = folder.read_json(LEDGER)
         return spent_usd if saved is None else max(spent_usd, Record.from_json(saved).committed_usd)
 
