@@ -79,6 +79,7 @@ class OnlineServer(ChunkServer):
         yield {"counted": _numbers(folded), "choices": choices, "ended": True}
 
     async def _source(self, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        source: Any
         if "prompt" in body:
             source = await self.completions(CompletionRequest(model=self._llm_config.model_id, **body))
         else:
