@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Any, cast
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from pydantic import ValidationError
 from ray.serve.llm.openai_api_models import CompletionRequest
@@ -78,13 +78,10 @@ class OnlineServer(ChunkServer):
         choices = None if stream else folded.response_choices()
         yield {"counted": _numbers(folded), "choices": choices, "ended": True}
 
-    async def _source(self, body: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        source: Any
+    async def _source(self, body: dict[str, Any]) -> Any:
         if "prompt" in body:
-            source = await self.completions(CompletionRequest(model=self._llm_config.model_id, **body))
-        else:
-            source = await self.chat(self._request(body))
-        return cast("AsyncGenerator[Any, None]", source)
+            return await self.completions(CompletionRequest(model=self._llm_config.model_id, **body))
+        return await self.chat(self._request(body))
 
     async def stop(self, call: str) -> tuple[int, int, int] | None:
         """What a call has generated so far; None where it never came here, and it never will begin.
