@@ -117,7 +117,8 @@ class JobRunner:
     ) -> None:
         """Run the job; it goes on where it was. An endpoint that is not there is waited for."""
         while True:
-            self._wait()
+            if not self._found():
+                return
             try:
                 job = Job.check(self._job(policy, corpus, output, budget_usd))
                 screen = _Quiet(self.progress)
@@ -164,12 +165,13 @@ class JobRunner:
         }
         return replace(pool, deployments=deployments)
 
-    def _wait(self) -> None:
-        while not self._is_there():
-            if self.leaving.is_set():
-                raise LeftError
-            if self.stopping.wait(_LOOK_S):
-                return
+    def _found(self) -> bool:
+        """Wait for the endpoint; False where the batch is to end before it is there."""
+        while not self._is_there() and not self.stopping.is_set():
+            self.stopping.wait(_LOOK_S)
+        if self.leaving.is_set():
+            raise LeftError
+        return not self.stopping.is_set()
 
     def _is_there(self) -> bool:
         with contextlib.suppress(Exception):  # no Serve, or its controller is restarting
