@@ -219,6 +219,12 @@ class SwapKeys(Door):
     router: str | RouterKeys | None = Field(None, description="a folder that rtr-ray train wrote")
     policy: dict[str, Any] = Field({"kind": "score", "lam": 0.95}, description="kind and its fields, or run")
     shadow: ShadowKeys | None = Field(None, description="router and policy of a second one")
+    latency_weight: float = Field(
+        0.0, ge=0, le=1000, description="points of accuracy that a second is worth, 0 to 1000"
+    )
+    warm_within: float = Field(
+        0.0, ge=0, le=100, description="points of accuracy that starting a replica is worth, 0 to 100"
+    )
 
     @property
     def router_path(self) -> str | None:
@@ -251,7 +257,7 @@ class ServeFile(SwapKeys):
     @property
     def swap(self) -> SwapKeys:
         """The part that can be changed in flight."""
-        return SwapKeys(router=self.router, policy=self.policy, shadow=self.shadow)
+        return SwapKeys.model_validate({name: getattr(self, name) for name in SwapKeys.model_fields})
 
     @property
     def feedback_uri(self) -> str:

@@ -45,6 +45,7 @@ class Piece:
     choices: Sequence[dict[str, Any]] | None = None
     ended: bool = False  # nothing more comes, and `counted` is final
     failure: Failure | None = None
+    took_s: float | None = None  # at the end: what the engine took for all of it
 
 
 class Engines(Protocol):
@@ -52,6 +53,14 @@ class Engines(Protocol):
 
     def up(self) -> frozenset[str]:
         """Those that can be sent to."""
+        ...
+
+    def replicas(self) -> Mapping[str, int]:
+        """Running replicas of each, as far as is known."""
+        ...
+
+    def peers(self) -> int:
+        """How many endpoints send to them, this one included."""
         ...
 
     def full(self, deployment: str) -> bool:
@@ -93,6 +102,7 @@ class Generation:
     counted: Counted | None = None
     ended: bool = False
     failure: Failure | None = None
+    took_s: float | None = None  # what the engine took for an answer that it ended
     spent_usd: Decimal | None = None  # None: nothing, or not known
     unknown: bool = False
     _source: AsyncGenerator[Piece, None] | None = None
@@ -106,6 +116,7 @@ class Generation:
             self.counted = piece.counted or self.counted
             self.ended = self.ended or piece.ended
             self.failure = piece.failure or self.failure
+            self.took_s = piece.took_s
             yield piece
             if piece.ended or piece.failure:
                 return

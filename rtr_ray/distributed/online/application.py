@@ -61,6 +61,7 @@ def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
         file,
         {name: _most(deployment, keys[name]) for name, deployment in pool.deployments.items()},
         frozenset(name for name, own in keys.items() if own.min_replicas == 0),
+        {name: own.target_in_flight for name, own in keys.items()},
         gate,
     )
     memory: Any = serve.deployment(Memory)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -44,6 +44,7 @@ class Setting:
     file: ServeFile
     limits: Mapping[str, int]  # deployment id -> requests that may be there
     sleeping: frozenset[str]
+    targets: Mapping[str, float] = field(default_factory=dict)  # requests that one replica serves at once
     gate: Callable[[], Gate] = OpenGate
 
 
@@ -72,6 +73,7 @@ class RoutingIngress(OpenAiIngress):
         self._endpoint: Endpoint | None = None
         self._refused: str | None = None  # why the last change was not made
         self._sending: asyncio.Task[None] | None = None
+        self._targets = setting.targets
         self._names = {name: handle.deployment_name for name, handle in llm_deployments.items()}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -111,12 +113,14 @@ class RoutingIngress(OpenAiIngress):
             reads=file.reads,
             most=file.ingress.most_in_flight,
             patience_s=file.ingress.patience_s,
+            targets=self._targets,
         )
         await self._watch()
 
     async def _watch(self) -> None:
         """Begin what goes on beside the requests."""
-        await self._replicas.watch(serve.get_replica_context().app_name, self._names)
+        context = serve.get_replica_context()
+        await self._replicas.watch(context.app_name, self._names, context.deployment)
         self._sending = asyncio.create_task(self._send())
 
     def _load(self, keys: SwapKeys) -> tuple[Chooser, Chooser | None]:
@@ -126,7 +130,9 @@ class RoutingIngress(OpenAiIngress):
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
+        weights = {"latency_weight": keys.latency_weight, "warm_within": keys.warm_within}
         chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained)
+        chooser = replace(chooser, **weights)
         chooser.router.encoder.encode(["so that the first request finds it loaded"])
         if keys.shadow is None:
             return chooser, None
@@ -138,7 +144,7 @@ class RoutingIngress(OpenAiIngress):
             chooser.router.encoder,
             keys.untrained,
         )
-        return chooser, shadow
+        return chooser, replace(shadow, **weights)
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
