@@ -23,15 +23,17 @@ from rtr_ray.config import ServeFile, SwapKeys, load_pool
 from rtr_ray.distributed.online.metrics import ServeNotes
 from rtr_ray.distributed.online.replicas import Replicas
 from rtr_ray.distributed.programs import runner, sandbox_of
-from rtr_ray.errors import ConfigError, RtrError
+from rtr_ray.errors import RtrError
 from rtr_ray.gate import Gate, OpenGate
 from rtr_ray.online.endpoint import Endpoint
+from rtr_ray.online.following import Follower
 from rtr_ray.online.loading import load_chooser
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
 from rtr_ray.online.routing import Chooser, Routing
-from rtr_ray.yaml_door import validated
+from rtr_ray.online.served import Served
+from rtr_ray.storage import open_store
 
 _LOG = logging.getLogger("ray.serve")
 _SEND_S = 0.5  # between two loads of rows to the memory
@@ -71,7 +73,8 @@ class RoutingIngress(OpenAiIngress):
         self._gate = setting.gate()
         self._open = isinstance(self._gate, OpenGate)
         self._endpoint: Endpoint | None = None
-        self._refused: str | None = None  # why the last change was not made
+        self._follower = Follower(Served(open_store(file.folder)), self._take)
+        self._following: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
         self._targets = setting.targets
         self._names = {name: handle.deployment_name for name, handle in llm_deployments.items()}
@@ -82,16 +85,10 @@ class RoutingIngress(OpenAiIngress):
         Raises:
             RtrError: If it is the first one that cannot be loaded.
         """
-        try:
-            keys = validated(SwapKeys, user_config, "user_config")
-            chooser, shadow = await asyncio.to_thread(self._load, keys)
-        except RtrError as error:
-            if self._endpoint is None:
-                raise
-            self._refused = error.message
-            _LOG.error("the router stays as it is: %s", error.message)
-            return
-        self._refused = None
+        await self._follower.configured(user_config)
+
+    async def _take(self, keys: SwapKeys, router: str) -> None:
+        chooser, shadow = await asyncio.to_thread(self._load, keys, router)
         if self._endpoint is None:
             await self._begin(chooser)
         assert self._endpoint is not None
@@ -122,11 +119,9 @@ class RoutingIngress(OpenAiIngress):
         context = serve.get_replica_context()
         await self._replicas.watch(context.app_name, self._names, context.deployment)
         self._sending = asyncio.create_task(self._send())
+        self._following = asyncio.create_task(self._follower.follow())
 
-    def _load(self, keys: SwapKeys) -> tuple[Chooser, Chooser | None]:
-        router = keys.router_path
-        if router is None:
-            raise ConfigError("The endpoint has no router. Name a folder that rtr-ray train wrote.")
+    def _load(self, keys: SwapKeys, router: str) -> tuple[Chooser, Chooser | None]:
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
@@ -213,7 +208,7 @@ class RoutingIngress(OpenAiIngress):
             "status": "ok" if up else "no model is up",
             "router": self._endpoint.routing.chooser.router.fingerprint,
             "policy": repr(self._endpoint.routing.chooser.policy),
-            "refused_change": self._refused,
+            **self._follower.shown(),
             "requests": self._endpoint.here,
             "models": {
                 name: {"up": name in up, "replicas": self._replicas.replicas().get(name)}
