@@ -203,6 +203,9 @@ class IngressKeys(Door):
     """The replicas that take requests and route them."""
 
     replicas: Count | tuple[Count, Count] = Field(1, description="a count, or [least, most]")
+    target_in_flight: float = Field(64.0, gt=0, description="requests per replica that are aimed at")
+    upscale_delay_s: float = Field(5.0, ge=0, description="seconds of load before one is added")
+    downscale_delay_s: float = Field(60.0, ge=0, description="seconds without it before one is taken away")
     num_cpus: float = Field(1.0, ge=0, description="logical CPUs of one")
     threads: int = Field(1, ge=1, description="threads that encode")
     most_in_flight: int = Field(1024, ge=1, description="requests of one replica; beyond them, 503")
@@ -211,6 +214,13 @@ class IngressKeys(Door):
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     max_body_mib: float = Field(4.0, gt=0, description="MiB of a request's body; beyond them, 413")
+
+    @field_validator("replicas")
+    @classmethod
+    def _in_order(cls, replicas: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(replicas, tuple) and replicas[0] > replicas[1]:
+            raise ValueError("the least is above the most")
+        return replicas
 
 
 class SwapKeys(Door):
@@ -259,10 +269,24 @@ class ServeFile(SwapKeys):
         """The part that can be changed in flight."""
         return SwapKeys.model_validate({name: getattr(self, name) for name in SwapKeys.model_fields})
 
+    def absolute(self) -> ServeFile:
+        """The same, with local paths that other processes find too."""
+        router = self.router
+        if isinstance(router, RouterKeys):
+            router = router.model_copy(update={"path": absolute(router.path)})
+        elif router is not None:
+            router = absolute(router)
+        return self.model_copy(update={"router": router, "folder": absolute(self.folder)})
+
     @property
     def feedback_uri(self) -> str:
         """Where outcomes from feedback go."""
         return self.feedback or f"{self.folder.rstrip('/')}/feedback"
+
+
+def absolute(uri: str) -> str:
+    """A path that does not depend on where one stands; another address as it is."""
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def load_serving(path: Path, changes: Mapping[str, Any] | None = None) -> ServeFile:

@@ -58,11 +58,17 @@ def router(
     of: Pool, accuracy: Mapping[str, float] | None = None, encoder: HashEncoder | None = None
 ) -> Router:
     """Believes each candidate as good as told, whatever is asked."""
+    encoder = encoder or HashEncoder(32)
+    return train(outcomes(of, accuracy), of, encoder, Prior()).bind(of, encoder)
+
+
+def outcomes(of: Pool, accuracy: Mapping[str, float] | None = None) -> Outcomes:
+    """Each candidate was right as often as told."""
     believed = {"weak:vanilla": 0.4, "strong:vanilla": 0.5, "strong:cot": 0.8, "strong:pal": 0.7}
     believed |= dict(accuracy or {})
     shape = (40, len(of.candidates))
     wanted = np.array([believed.get(str(c), 0.6) for c in of.candidates])
-    outcomes = Outcomes(
+    return Outcomes(
         query_ids=tuple(f"m{i}" for i in range(40)),
         queries=tuple(f"question {i}" for i in range(40)),
         candidates=of.candidates,
@@ -74,8 +80,6 @@ def router(
         max_tokens=np.full(shape, 60.0),
         runs=np.ones(shape, dtype=int),
     )
-    encoder = encoder or HashEncoder(32)
-    return train(outcomes, of, encoder, Prior()).bind(of, encoder)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.llm import build_llm_deployment
 from ray.serve.llm.ingress import make_fastapi_ingress
 
-from rtr_ray.config import ReplicaKeys, ServeFile, load_pool, load_serving
+from rtr_ray.config import IngressKeys, ReplicaKeys, ServeFile, load_pool, load_serving
 from rtr_ray.distributed.engines import llm_config
 from rtr_ray.distributed.online.gates import gate_of
 from rtr_ray.distributed.online.ingress import ENDPOINTS, RoutingIngress, Setting, fastapi_app
@@ -78,7 +78,7 @@ def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
             "num_cpus": file.ingress.num_cpus,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(file.ingress.threads)}},
         },
-        **_replicas(file.ingress.replicas),
+        **_replicas(file.ingress),
     ).bind(
         llm_deployments=models,
         model_cards=dict.fromkeys(models),
@@ -128,8 +128,16 @@ def _most(deployment: Deployment, keys: ReplicaKeys) -> int:
     return keys.most_in_flight or deployment.max_in_flight * most
 
 
-def _replicas(count: int | tuple[int, int]) -> dict[str, Any]:
-    if isinstance(count, int):
-        return {"num_replicas": count}
-    least, most = count
-    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most}}
+def _replicas(keys: IngressKeys) -> dict[str, Any]:
+    if isinstance(keys.replicas, int):
+        return {"num_replicas": keys.replicas}
+    least, most = keys.replicas
+    return {
+        "autoscaling_config": {
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": keys.target_in_flight,
+            "upscale_delay_s": keys.upscale_delay_s,
+            "downscale_delay_s": keys.downscale_delay_s,
+        }
+    }
