@@ -1,4 +1,4 @@
-"""`rtr-ray router diff`: what another router would change, by hand-made routers whose choices one can count."""
+"""`rtr-ray router diff`: what another router would change, by routers whose choices one can count."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ deployments:
     prices: {input_usd_per_mtok: 1, output_usd_per_mtok: 4}
 models:
   small: {deployment: engine, profile: small and quick}
-  large: {deployment: engine, profile: large and slow, prices: {input_usd_per_mtok: 2, output_usd_per_mtok: 8}}
+  large:
+    deployment: engine
+    profile: large and slow
+    prices: {input_usd_per_mtok: 2, output_usd_per_mtok: 8}
 strategies: [vanilla, cot]
 """
 CANDIDATES = ("small:vanilla", "small:cot", "large:vanilla", "large:cot")
