@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -69,6 +69,15 @@ def cold(table: RoutingTable, pool: Pool, standings_Q: Sequence[Standings]) -> B
     return np.array(
         [[not standings.get(name, _UNKNOWN).warm for name in names] for standings in standings_Q], dtype=bool
     ).reshape(table.output_tokens.shape)
+
+
+def joined(standings: Standings, sent: Mapping[str, int]) -> Standings:
+    """The deployments, once so many requests more are at some of them."""
+    if not sent:
+        return standings
+    return {
+        name: replace(one, in_flight=one.in_flight + sent.get(name, 0)) for name, one in standings.items()
+    }
 
 
 _UNKNOWN = Standing()

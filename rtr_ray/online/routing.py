@@ -6,7 +6,7 @@ embeddings of the texts that were seen last, and takes another one in its place 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -15,7 +15,7 @@ import numpy as np
 
 from rtr_ray.corrections import Corrections
 from rtr_ray.online.asking import Wish
-from rtr_ray.online.load import POINT, Standings, cold, expected_s
+from rtr_ray.online.load import POINT, Standings, cold, expected_s, joined
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.together import Together
 from rtr_ray.online.turns import size_in_bytes
@@ -123,6 +123,7 @@ class Chooser:
         """
         table = self._table(questions, embeddings_QD)
         found: list[Routed | Exception] = [RequestError("not chosen")] * len(questions)
+        sent: Counter[str] = Counter()  # by this batch, to each deployment
         for wish, rows in self._by_wish(questions):
             try:
                 policy = self.policy_for(wish)
@@ -130,23 +131,41 @@ class Chooser:
                 for row in rows:
                     found[row] = problem
                 continue
-            raw = table.rows(np.array(rows))
-            standings = [questions[row].standings for row in rows]
-            seconds_QC = expected_s(raw, self.router.pool, standings)
-            hurried = self._hurried(wish, raw, seconds_QC, standings)
-            plan = with_runner_up(policy, raw if hurried is None else hurried)
-            calm_Q = plan.choice if hurried is None else policy.choose(raw).choice
-            second_Q = plan.runner_up
-            assert second_Q is not None
-            for place, row in enumerate(rows):
-                one = slice(place, place + 1)
-                if plan.choice[place] < 0:
-                    found[row] = _nobody(questions[row])
-                    continue
-                own = Plan(raw.rows(one), plan.choice[one], second_Q[one])
-                calm = raw.candidates[calm_Q[place]]
-                found[row] = Routed(own, policy, self.router.fingerprint, seconds_QC[place], calm)
+            # where a queue counts, each must know where those before it went
+            for some in [[row] for row in rows] if self._weight(wish) else [rows]:
+                standings = [joined(questions[row].standings, sent) for row in some]
+                chosen = self._choices(policy, wish, table.rows(np.array(some)), standings)
+                for row, one in zip(some, chosen, strict=True):
+                    found[row] = _nobody(questions[row]) if one is None else one
+                    if one is not None:
+                        sent[self.router.pool.deployment(one.candidate).id] += 1
         return found
+
+    def _choices(
+        self, policy: FittedPolicy, wish: Wish, raw: RoutingTable, standings: Sequence[Standings]
+    ) -> list[Routed | None]:
+        seconds_QC = expected_s(raw, self.router.pool, standings)
+        hurried = self._hurried(wish, raw, seconds_QC, standings)
+        plan = with_runner_up(policy, raw if hurried is None else hurried)
+        calm_Q = plan.choice if hurried is None else policy.choose(raw).choice
+        second_Q = plan.runner_up
+        assert second_Q is not None
+        found: list[Routed | None] = []
+        for row, column in enumerate(plan.choice):
+            one = slice(row, row + 1)
+            if column < 0:
+                found.append(None)
+                continue
+            own = Plan(raw.rows(one), plan.choice[one], second_Q[one])
+            calm = raw.candidates[calm_Q[row]]
+            found.append(Routed(own, policy, self.router.fingerprint, seconds_QC[row], calm))
+        return found
+
+    def _weight(self, wish: Wish) -> float:
+        """Points of accuracy that a second is worth to a request."""
+        if wish.min_accuracy is not None:
+            return 0.0
+        return self.latency_weight if wish.latency_weight is None else wish.latency_weight
 
     def _hurried(
         self, wish: Wish, table: RoutingTable, seconds_QC: FloatArray, standings: Sequence[Standings]
@@ -155,10 +174,9 @@ class Chooser:
 
         accuracy[q, c] - (latency_weight * expected_s[q, c] + warm_within * cold[q, c]) / 100
         """
-        weight = self.latency_weight if wish.latency_weight is None else wish.latency_weight
-        if wish.min_accuracy is not None or not (weight or self.warm_within):
+        if wish.min_accuracy is not None:
             return None
-        points_QC = weight * np.nan_to_num(seconds_QC) + self.warm_within * cold(
+        points_QC = self._weight(wish) * np.nan_to_num(seconds_QC) + self.warm_within * cold(
             table, self.router.pool, standings
         )
         if not points_QC.any():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -88,7 +89,7 @@ def test_batch_and_online_choose_the_same_for_the_same_queries_and_policy(
     estimator: Estimator, tmp_path: Path, connected: Cluster
 ) -> None:
     known = pivot(read_long(str(pool_path("embedded").parent / "outcomes.parquet")), POOL.candidates)
-    known = known.rows(slice(0, 400))
+    known = known.rows(np.arange(400))
     train(known, POOL, HashEncoder(64), estimator).save(str(tmp_path / "router"))
     table = questions("test", QUESTIONS, 7)
     pq.write_table(table, tmp_path / "corpus.parquet")

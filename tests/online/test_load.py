@@ -100,8 +100,16 @@ def test_more_requests_at_a_deployment_never_draw_another_one_there(lam, weight,
         question(FAST | {"strong": busy}),
         question(FAST | {"strong": replace(busy, in_flight=few + more)}),
     ]
-    before, after = chosen(chooser, *questions)
+    (before,), (after,) = (chosen(chooser, one) for one in questions)
     assert not (before.startswith("weak") and after.startswith("strong"))
+
+
+def test_requests_that_are_routed_together_know_where_those_before_them_went():
+    chooser = replace(CHOOSER, latency_weight=20.0)
+    found = chosen(chooser, *[question(FAST) for _ in range(64)])
+    assert found[0] == "strong:cot"
+    assert {"strong:cot", "weak:vanilla"} <= set(found)
+    assert found[found.index("weak:vanilla") :].count("weak:vanilla") > 1
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.9, 1.0])
