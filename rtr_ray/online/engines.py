@@ -46,6 +46,7 @@ class Piece:
     ended: bool = False  # nothing more comes, and `counted` is final
     failure: Failure | None = None
     took_s: float | None = None  # at the end: what the engine took for all of it
+    uncounted: bool = False  # at the end: nobody says how much it was
 
 
 class Engines(Protocol):
@@ -103,6 +104,7 @@ class Generation:
     ended: bool = False
     failure: Failure | None = None
     took_s: float | None = None  # what the engine took for an answer that it ended
+    uncounted: bool = False  # it ended, and nobody says how much it was
     spent_usd: Decimal | None = None  # None: nothing, or not known
     unknown: bool = False
     _source: AsyncGenerator[Piece, None] | None = None
@@ -116,7 +118,7 @@ class Generation:
             self.counted = piece.counted or self.counted
             self.ended = self.ended or piece.ended
             self.failure = piece.failure or self.failure
-            self.took_s = piece.took_s
+            self.took_s, self.uncounted = piece.took_s, piece.uncounted
             yield piece
             if piece.ended or piece.failure:
                 return
@@ -132,7 +134,7 @@ class Generation:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        lost = self.failure is not None and self.failure.maybe_paid
+        lost = self.uncounted or (self.failure is not None and self.failure.maybe_paid)
         if not self.ended and self.failure is None:
             counted = await self._stopped()
             lost = counted is None
@@ -178,7 +180,7 @@ class Generation:
     @property
     def cost_usd(self) -> Decimal | None:
         """What it comes to by the last count; None where that is not known."""
-        if self.counted is None or self.unknown:
+        if self.counted is None or self.unknown or self.uncounted:
             return None
         counted = self.counted
         cached = min(counted.cached_input_tokens, counted.input_tokens)

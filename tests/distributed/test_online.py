@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from rtr_ray.config import ServeFile
 from rtr_ray.errors import RouterError
-from tests.distributed.workbench import Workbench
+from tests.distributed.workbench import POOL, Workbench
 
 pytestmark = pytest.mark.ray
 
@@ -252,3 +252,26 @@ async def test_a_router_is_used_and_rolled_back_under_way_and_a_folder_that_vani
     assert health["serving"]["number"] == 0
     assert "is not a router folder" in health["warning"]
     assert health["refused_change"] is None
+
+
+def test_the_ingress_scales_between_its_bounds_and_a_pool_may_hold_endpoints_of_others(
+    tmp_path: Path,
+) -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    from rtr_ray.config import IngressKeys
+    from rtr_ray.distributed.online.application import _replicas, application
+    from rtr_ray.gate import OpenGate
+
+    assert _replicas(IngressKeys(replicas=2)) == {"num_replicas": 2}
+    found = _replicas(IngressKeys(replicas=[1, 3], target_in_flight=40.0))["autoscaling_config"]
+    scaling = AutoscalingConfig(**found)
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 40.0)
+    bench = Workbench(tmp_path, "none")
+    theirs = POOL["deployments"]["strong"] | {"openai": {"base_url": "http://127.0.0.1:9/v1"}}
+    del theirs["source"]
+    bench.pool(deployments=POOL["deployments"] | {"strong": theirs})
+    file = ServeFile(
+        pool=str(tmp_path / "pool.yaml"), router=str(bench.router()), folder=str(tmp_path / "kept")
+    )
+    assert application(file, OpenGate) is not None

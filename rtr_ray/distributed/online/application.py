@@ -56,11 +56,15 @@ def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
     pool = load_pool(file.pool)
     keys = {name: file.models.get(name, ReplicaKeys()) for name in pool.deployments}
     check_models(file, pool.deployments)
-    models = {name: _model(deployment, keys[name]) for name, deployment in pool.deployments.items()}
+    models = {
+        name: _model(deployment, keys[name])
+        for name, deployment in pool.deployments.items()
+        if deployment.endpoint is None
+    }
     setting = Setting(
         file,
         {name: _most(deployment, keys[name]) for name, deployment in pool.deployments.items()},
-        frozenset(name for name, own in keys.items() if own.min_replicas == 0),
+        frozenset(name for name in models if keys[name].min_replicas == 0),
         {name: own.target_in_flight for name, own in keys.items()},
         gate,
     )
@@ -92,17 +96,11 @@ def check_models(file: ServeFile, deployments: Mapping[str, Deployment]) -> None
     """Refuse what cannot be served.
 
     Raises:
-        ConfigError: If a deployment is somebody else's endpoint, or is not in the pool.
+        ConfigError: If a deployment is not in the pool.
     """
     for name in file.models:
         if name not in deployments:
             raise ConfigError(f"models names the deployment '{name}'. The pool has {', '.join(deployments)}.")
-    for deployment in deployments.values():
-        if deployment.endpoint is not None:
-            raise ConfigError(
-                f"The deployment '{deployment.id}' is an endpoint of somebody else's. rtr-ray serve starts "
-                "engines; leave it out of the pool."
-            )
 
 
 def _model(deployment: Deployment, keys: ReplicaKeys) -> Application:

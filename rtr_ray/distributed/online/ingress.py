@@ -24,7 +24,9 @@ from rtr_ray.distributed.online.metrics import ServeNotes
 from rtr_ray.distributed.online.replicas import Replicas
 from rtr_ray.distributed.programs import runner, sandbox_of
 from rtr_ray.errors import RtrError
+from rtr_ray.executors.openai_stream import OpenAIStream
 from rtr_ray.gate import Gate, OpenGate
+from rtr_ray.online.elsewhere import Elsewhere, Mixed
 from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.following import Follower
 from rtr_ray.online.loading import load_chooser
@@ -33,6 +35,7 @@ from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
 from rtr_ray.online.routing import Chooser, Routing
 from rtr_ray.online.served import Served
+from rtr_ray.pool import Deployment
 from rtr_ray.storage import open_store
 
 _LOG = logging.getLogger("ray.serve")
@@ -72,6 +75,14 @@ class RoutingIngress(OpenAiIngress):
         )
         self._gate = setting.gate()
         self._open = isinstance(self._gate, OpenGate)
+        abroad = {one.id: one for one in self._pool.deployments.values() if one.endpoint is not None}
+        self._engines = Mixed.of(
+            (self._replicas, frozenset(llm_deployments)),
+            (
+                Elsewhere({name: _stream(one) for name, one in abroad.items()}, setting.limits),
+                frozenset(abroad),
+            ),
+        )
         self._endpoint: Endpoint | None = None
         self._follower = Follower(Served(open_store(file.folder)), self._take)
         self._following: asyncio.Task[None] | None = None
@@ -102,7 +113,7 @@ class RoutingIngress(OpenAiIngress):
         file = self._file
         self._endpoint = Endpoint(
             self._pool,
-            self._replicas,
+            self._engines,
             self._gate,
             Routing(chooser, file.ingress.cache_texts),
             self._answerer,
@@ -203,7 +214,7 @@ class RoutingIngress(OpenAiIngress):
     async def health(self) -> Response:
         """Whether requests are taken, by which router, and which models have replicas."""
         assert self._endpoint is not None
-        up = self._replicas.up()
+        up, replicas = self._engines.up(), self._engines.replicas()
         body = {
             "status": "ok" if up else "no model is up",
             "router": self._endpoint.routing.chooser.router.fingerprint,
@@ -211,8 +222,7 @@ class RoutingIngress(OpenAiIngress):
             **self._follower.shown(),
             "requests": self._endpoint.here,
             "models": {
-                name: {"up": name in up, "replicas": self._replicas.replicas().get(name)}
-                for name in self._replicas.handles
+                name: {"up": name in up, "replicas": replicas.get(name)} for name in self._pool.deployments
             },
         }
         return JSONResponse(body, 200 if up else 503)
@@ -238,6 +248,11 @@ class RoutingIngress(OpenAiIngress):
                 status=403,
                 kind="permission_denied",
             )
+
+
+def _stream(deployment: Deployment) -> OpenAIStream:
+    assert deployment.endpoint is not None
+    return OpenAIStream(deployment.endpoint)
 
 
 ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
