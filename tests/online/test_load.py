@@ -105,11 +105,11 @@ def test_more_requests_at_a_deployment_never_draw_another_one_there(lam, weight,
 
 
 def test_requests_that_are_routed_together_know_where_those_before_them_went():
-    chooser = replace(CHOOSER, latency_weight=20.0)
+    chooser = replace(CHOOSER, latency_weight=80.0)
     found = chosen(chooser, *[question(FAST) for _ in range(64)])
-    assert found[0] == "strong:cot"
-    assert {"strong:cot", "weak:vanilla"} <= set(found)
-    assert found[found.index("weak:vanilla") :].count("weak:vanilla") > 1
+    names = [name.partition(":")[0] for name in found]
+    assert names[0] == "strong"
+    assert 8 <= names.index("weak") < names.count("strong") < 60
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.5, 0.9, 1.0])
@@ -166,25 +166,24 @@ def test_the_pools_speed_is_believed_until_an_answer_is_measured_and_again_when_
 
 
 async def test_load_leaves_a_model_that_is_full_and_comes_back_when_it_is_not():
-    bench = Bench.of(lam=0.9, latency_weight=30.0, targets={"weak": 4.0, "strong": 4.0})
-    bench.engines.took_s = {"weak": 0.2, "strong": 0.5}
+    # 0.05 s an answer: each four requests at `strong` are worth 10 points, of which it is some 36 ahead
+    bench = Bench.of(lam=0.9, latency_weight=200.0, targets={"weak": 4.0, "strong": 4.0})
+    bench.engines.took_s = {"weak": 0.05, "strong": 0.05}
     for model in ("weak:vanilla", "strong:cot"):
         await bench.ask(model=model)
-    assert (await bench.ask()).body["model"] == "strong:cot"
+    assert (await bench.ask()).body["model"].startswith("strong:")
     bench.engines.hold = asyncio.Event()
     answers = []
     for number in range(24):  # one after the other, all under way together
         answers.append(asyncio.create_task(bench.ask(f"question {number}")))
-        while sum(map(len, [bench.engines.bodies])) < number + 4:
+        while len(bench.engines.bodies) < number + 4:
             await asyncio.sleep(0.001)
     asked = [name for name, _ in bench.engines.bodies[3:]]
     assert asked[0] == "strong"
-    assert 4 <= asked.count("strong") <= 20, asked
-    first = asked.index("weak")
-    assert "weak" in asked[first:], "what is more than the wait is worth goes elsewhere"
+    assert 8 <= asked.index("weak") <= asked.count("strong") < 24, "beyond what the wait is worth, elsewhere"
     bench.engines.hold.set()
     assert {reply.status for reply in await asyncio.gather(*answers)} == {200}
-    assert (await bench.ask("later")).body["model"] == "strong:cot"
+    assert (await bench.ask("later")).body["model"].startswith("strong:")
     bench.settled()
 
 

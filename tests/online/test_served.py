@@ -14,12 +14,13 @@ import yaml
 from typer.testing import CliRunner
 
 from rtr_ray.cli import app
-from rtr_ray.config import SwapKeys
+from rtr_ray.config import SwapKeys, load_pool
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.errors import ConfigError, RouterError
 from rtr_ray.estimators.prior import Prior
 from rtr_ray.online.following import Follower
 from rtr_ray.online.served import HISTORY, Served
+from rtr_ray.pool import Pool
 from rtr_ray.router import RouterFolder, train
 from rtr_ray.storage import open_store
 from tests.online.bench import outcomes, pool
@@ -28,10 +29,10 @@ POOL = pool()
 POLICY = {"kind": "score", "lam": 0.9, "normaliser_usd": 1e-4}
 
 
-def router(folder: Path, share: float) -> str:
+def router(folder: Path, share: float, of: Pool = POOL) -> str:
     """A router folder; another share, another router."""
-    found = outcomes(POOL, {"weak:vanilla": share})
-    train(found, POOL, HashEncoder(32), Prior()).save(str(folder))
+    found = outcomes(of, {"weak:vanilla": share})
+    train(found, of, HashEncoder(32), Prior()).save(str(folder))
     return str(folder)
 
 
@@ -214,7 +215,8 @@ def test_the_command_line_uses_a_router_and_rolls_it_back(served: Served, endpoi
         return found.exit_code, " ".join(found.output.split())
 
     written(tmp_path)
-    one, two = router(tmp_path / "one", 0.1), router(tmp_path / "two", 0.2)
+    members = load_pool(str(tmp_path / "pool.yaml"))
+    one, two = router(tmp_path / "one", 0.1, members), router(tmp_path / "two", 0.2, members)
     content = {
         "pool": str(tmp_path / "pool.yaml"),
         "router": one,
