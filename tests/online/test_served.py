@@ -209,7 +209,11 @@ def endpoint(served: Served) -> Any:
     server.server_close()
 
 
-def test_the_command_line_uses_a_router_and_rolls_it_back(served: Served, endpoint: Any, tmp_path: Path):
+def test_the_command_line_uses_a_router_and_rolls_it_back(
+    served: Served, endpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "240")
+
     def rtr_ray(*arguments: str) -> Any:
         found = CliRunner().invoke(app, ["router", *arguments, "--config", str(tmp_path / "serve.yaml")])
         return found.exit_code, " ".join(found.output.split())
