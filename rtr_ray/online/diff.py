@@ -20,7 +20,7 @@ from rtr_ray.policies.base import stable_hash
 from rtr_ray.pool import Pool
 from rtr_ray.reading import open_corpus, read_split
 from rtr_ray.router import RouterFolder
-from rtr_ray.types import Candidate, FloatArray, IntArray, Plan, RoutingTable
+from rtr_ray.types import Candidate, IntArray, Plan, RoutingTable
 
 _BLOCK = 1024
 MOST_CHANGED = 10
@@ -164,7 +164,8 @@ def _widened(plan: Plan, candidates: tuple[Candidate, ...]) -> Plan:
     table = plan.table
     columns = np.array([candidates.index(candidate) for candidate in table.candidates])
 
-    def of(values_QC: FloatArray, filling: Any) -> Any:
+    def of(name: str, filling: Any = np.nan) -> Any:
+        values_QC = getattr(table, name)
         wide_QC = np.full((len(table.query_ids), len(candidates)), filling, dtype=values_QC.dtype)
         wide_QC[:, columns] = values_QC
         return wide_QC
@@ -172,9 +173,11 @@ def _widened(plan: Plan, candidates: tuple[Candidate, ...]) -> Plan:
     wide = RoutingTable(
         table.query_ids,
         candidates,
-        *(of(getattr(table, name), np.nan) for name in ("accuracy", "output_tokens", "output_tokens_p95")),
-        of(table.cost_usd, np.nan),
-        of(table.allowed, False),
+        accuracy=of("accuracy"),
+        output_tokens=of("output_tokens"),
+        output_tokens_p95=of("output_tokens_p95"),
+        cost_usd=of("cost_usd"),
+        allowed=of("allowed", False),
     )
     choice_Q: IntArray = np.where(plan.choice >= 0, columns[plan.choice], -1)
     return Plan(wide, choice_Q)

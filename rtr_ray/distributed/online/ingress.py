@@ -136,9 +136,8 @@ class RoutingIngress(OpenAiIngress):
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
-        weights = {"latency_weight": keys.latency_weight, "warm_within": keys.warm_within}
         chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained)
-        chooser = replace(chooser, **weights)
+        chooser = replace(chooser, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
         chooser.router.encoder.encode(["so that the first request finds it loaded"])
         if keys.shadow is None:
             return chooser, None
@@ -150,7 +149,7 @@ class RoutingIngress(OpenAiIngress):
             chooser.router.encoder,
             keys.untrained,
         )
-        return chooser, replace(shadow, **weights)
+        return chooser, replace(shadow, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
