@@ -24,9 +24,11 @@ from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.loading import load_chooser
 from rtr_ray.online.routing import Routing
 from rtr_ray.outcomes import pivot, read_long
-from rtr_ray.parts import queries
+from rtr_ray.parts import plan_part, queries
 from rtr_ray.router import train
+from rtr_ray.run_folder import TABLES, RunFolder
 from rtr_ray.storage import open_store, read_table
+from rtr_ray.versions import saved
 from tests.distributed.conftest import Cluster
 from tests.distributed.workbench import Workbench, screen
 from tests.online.bench import FakeEngines
@@ -58,11 +60,13 @@ def planned(bench: Workbench) -> dict[str, str]:
     keys = {"actors": 1, "num_cpus": 0.5, "batch_rows": 48}
     plan_job(Job.check(bench.job(pool="embedded", policy=POLICY, corpus=corpus, encoder=keys)), screen())
     store = open_store(str(bench.output))
-    return {
-        query.text: str(candidate)
-        for key in store.keys("plan/")
-        for query, candidate in queries(read_table(store, key))
-    }
+    versions = saved(RunFolder(store))
+    found = {}
+    for key in store.keys(TABLES):  # what a run does with each of them before it answers
+        part = plan_part(read_table(store, key), POOL, versions[max(versions)])
+        for rows in part.rows.values():
+            found |= {query.text: str(candidate) for query, candidate in queries(rows)}
+    return found
 
 
 async def routed(router: Path, texts: list[str], together: int) -> dict[str, str]:
