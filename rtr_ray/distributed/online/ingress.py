@@ -30,6 +30,7 @@ from rtr_ray.online.elsewhere import Elsewhere, Mixed
 from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.following import Follower
 from rtr_ray.online.loading import load_chooser
+from rtr_ray.online.openapi import CHAT, FEEDBACK, described
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
@@ -227,6 +228,15 @@ class RoutingIngress(OpenAiIngress):
         return JSONResponse(body, 200 if up else 503)
 
     async def _body(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._file.ingress.body_s):
+                return await self._read(request)
+        except TimeoutError:
+            raise RequestError(
+                f"The body did not come within {self._file.ingress.body_s:g} s.", status=408
+            ) from None
+
+    async def _read(self, request: Request) -> bytes:
         most = int(self._file.ingress.max_body_mib * 2**20)
         parts, size = [], 0
         async for part in request.stream():
@@ -254,29 +264,18 @@ def _stream(deployment: Deployment) -> OpenAIStream:
     return OpenAIStream(deployment.endpoint)
 
 
+_LOOKS = (401, 403, 404, 503)
+
 ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
-    "models": lambda app: app.get("/v1/models"),
-    "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=_takes(("model", "messages"))),
-    "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
-    "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
-    "health": lambda app: app.get("/healthz"),
+    "models": lambda app: app.get("/v1/models", openapi_extra=described(None, _LOOKS)),
+    "model_data": lambda app: app.get("/v1/models/{model:path}", openapi_extra=described(None, _LOOKS)),
+    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=described(CHAT, stream=True)),
+    "route": lambda app: app.post("/v1/route", openapi_extra=described(CHAT)),
+    "feedback": lambda app: app.post(
+        "/v1/feedback", openapi_extra=described(FEEDBACK, (400, 401, 403, 404, 408, 409, 413, 503))
+    ),
+    "health": lambda app: app.get("/healthz", openapi_extra=described(None, (503,))),
 }
-
-
-def _takes(names: tuple[str, ...]) -> dict[str, Any]:
-    kinds = {
-        "model": {"type": "string"},
-        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "request_id": {"type": "string"},
-        "score": {"type": "number", "minimum": 0, "maximum": 1},
-    }
-    schema = {
-        "type": "object",
-        "required": list(names),
-        "properties": {name: kinds[name] for name in names},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def fastapi_app() -> FastAPI:
