@@ -91,6 +91,10 @@ class Follower:
             await self._change(entry)
         except RtrError as error:
             self._refuse(error, entry.number)
+        except Exception as error:  # an estimator from outside may stumble in any way; what serves goes on
+            _LOG.exception("entry %d was not taken over", entry.number)
+            what = f"{type(error).__name__} while entry {entry.number} was loaded; the logs have more."
+            self._refuse(RtrError(what), entry.number)
 
     async def follow(self) -> None:
         """Look now and then, until cancelled."""

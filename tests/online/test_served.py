@@ -118,12 +118,14 @@ class Taken:
 
     def __init__(self, served: Served) -> None:
         self.names: list[str] = []
-        self.bad = ""
+        self.bad, self.breaks = "", False
         self.follower = Follower(served, self.take)
 
     async def take(self, keys: SwapKeys, router: str) -> None:
         if self.bad and self.bad in router:
             raise RouterError(f"{router} cannot be used.")
+        if self.breaks:
+            raise ZeroDivisionError
         self.names.append(Path(router).name)
 
 
@@ -144,7 +146,11 @@ async def test_a_replica_takes_over_what_is_said_and_keeps_what_it_has_where_tha
         await taken.follower.look()
     shown = taken.follower.shown()
     assert (shown["serving"]["number"], shown["refused_change"]) == (1, f"{one} cannot be used.")
-    taken.bad = ""
+    taken.bad, taken.breaks = "", True
+    served.use(keys(two))
+    await taken.follower.look()
+    assert "ZeroDivisionError" in taken.follower.shown()["refused_change"]
+    taken.breaks = False
     served.use(keys(one))
     await taken.follower.look()
     assert taken.follower.shown()["refused_change"] is None

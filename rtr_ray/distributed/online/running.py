@@ -17,6 +17,7 @@ from rtr_ray.distributed.online.gates import check_gate, gate_of, keys_path
 from rtr_ray.distributed.online.keys_actor import end_keys_actor
 from rtr_ray.distributed.online.proxy import announce
 from rtr_ray.errors import ConfigError, ExecutionError
+from rtr_ray.executors.openai import check_key
 from rtr_ray.online.served import Served
 from rtr_ray.router import RouterFolder
 from rtr_ray.screen import Screen
@@ -86,6 +87,10 @@ def ready(file: ServeFile, screen: Screen) -> ServeFile:
     file = file.absolute()
     assert file.router_path is not None
     RouterFolder.load(file.router_path).check(load_pool(file.pool), file.untrained)
+    if file.cluster.address is None:  # else the keys are in the environment of the nodes
+        for deployment in load_pool(file.pool).deployments.values():
+            if deployment.endpoint is not None:
+                check_key(deployment.endpoint)
     entry = Served(open_store(file.folder)).configure(file.swap, anew=True)
     if entry.cause == "use":
         screen.say(
