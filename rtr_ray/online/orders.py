@@ -55,6 +55,7 @@ def may_serve(pool: Pool, asked: Asked, names: Collection[str] | None, up: Colle
             (wanted is None or candidate in wanted)
             and (names is None or str(candidate) in names)
             and pool.deployment(candidate).id in up
+            and (asked.prompt is None or pool.deployment(candidate).endpoint is None)
             and (
                 not asked.needs or (candidate.samples == 1 and is_plain(pool.strategies[candidate.strategy]))
             )
@@ -77,6 +78,12 @@ def order(pool: Pool, asked: Asked, query: Query, candidate: Candidate, most_usd
     Raises:
         RequestError: If that pays for no token, nobody can say what it costs, or the engine would die of it.
     """
+    if asked.prompt is not None and pool.deployment(candidate).endpoint is not None:
+        raise RequestError(
+            f"{candidate.model} is somebody else's endpoint, which takes conversations alone. Ask "
+            "/v1/chat/completions.",
+            param="prompt",
+        )
     direct = asked.model is not None
     strategy = None if direct else pool.strategies[candidate.strategy]
     messages = asked.messages if strategy is None else strategy.messages(query)

@@ -65,7 +65,7 @@ class OnlineServer(ChunkServer):
     async def _pieces(
         self, folded: Folded, body: dict[str, Any], stream: bool
     ) -> AsyncIterator[dict[str, Any]]:
-        told = time.monotonic()
+        started = told = time.monotonic()
         source = await self._source(body | COUNTING)
         async with contextlib.aclosing(source):  # closed early, the engine stops
             async for lines in source:
@@ -85,8 +85,9 @@ class OnlineServer(ChunkServer):
         if not folded.ended:
             yield {"failure": {"message": "the engine's stream ended before its end", "maybe_paid": True}}
             return
+        took_s = time.monotonic() - started
         choices = None if stream else folded.response_choices()
-        yield {"counted": _numbers(folded), "choices": choices, "ended": True}
+        yield {"counted": _numbers(folded), "choices": choices, "ended": True, "took_s": took_s}
 
     async def _source(self, body: dict[str, Any]) -> Any:
         if "prompt" in body:
