@@ -20,6 +20,8 @@ _ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
     # Ray's own is 15 for every worker, so that nothing could be nicer than the ingress (see OnlineServer)
     "RAY_worker_niceness": "5",
+    # its proxy is given up after 5 s else, which a machine that also starts three engines may need
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 
