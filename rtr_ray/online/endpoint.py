@@ -11,7 +11,7 @@ import contextvars
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from rtr_ray.online.problems import RequestError, overloaded, unavailable
 from rtr_ray.online.reply import DONE, Named, Reply, event, failed
 from rtr_ray.online.routing import Question, Routed, Routing
 from rtr_ray.online.showing import model_cards, routing_shown
+from rtr_ray.online.trail import Trail
 from rtr_ray.online.turns import Reads, query_of, text_of
 from rtr_ray.pool import Pool
 from rtr_ray.types import Candidate, Query
@@ -63,38 +64,53 @@ class Endpoint:
     here: int = 0  # requests under way
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
 
-    async def chat(self, raw: bytes, bearer: str | None = None, request_id: str = "") -> Reply:
+    async def chat(
+        self,
+        raw: bytes,
+        bearer: str | None = None,
+        request_id: str = "",
+        traced: Mapping[str, str] | None = None,
+    ) -> Reply:
         """Answer a chat completion. What is wrong with it is a reply, too.
 
         Args:
             raw: The body.
             bearer: The token of the Authorization header.
             request_id: Another name of the request, that feedback may use.
+            traced: The headers of W3C's trace context.
         """
+        try:
+            with Trail(self.notes.over, request_id, traced or {}) as trail:
+                return trail.handed(await self._counted(raw, bearer, trail))
+        except RequestError as problem:
+            return Reply.of(problem)
+
+    async def _counted(self, raw: bytes, bearer: str | None, trail: Trail) -> Reply:
         if self.here >= self.most:
-            return Reply.of(overloaded(f"{self.most} requests are here already."))
+            raise overloaded(f"{self.most} requests are here already.")
         self.here += 1
         handed_on = False
         try:
-            reply = await self._chat(raw, bearer, request_id)
+            reply = await self._chat(raw, bearer, trail)
             handed_on = reply.events is not None
             return reply
-        except RequestError as problem:
-            return Reply.of(problem)
         finally:
             if not handed_on:
                 self.here -= 1
 
-    async def _chat(self, raw: bytes, bearer: str | None, request_id: str) -> Reply:
-        caller = await self.admitted(bearer)
+    async def _chat(self, raw: bytes, bearer: str | None, trail: Trail) -> Reply:
+        caller = trail.caller = await self.admitted(bearer)
         asked = parse_chat(raw, self.pool)
         query = query_of(f"chatcmpl-{uuid.uuid4().hex}", asked.messages)
+        trail.id, trail.text = query.query_id, text_of(query, self.reads)
         left_out: set[str] = set()
         failed_at: list[str] = []
         for attempt in range(ATTEMPTS):
+            began_ns = time.time_ns()
             routed = await self.routed(asked, query, caller, left_out) if asked.routed else None
-            generation, named = await self._begun(asked, query, caller, routed, attempt)
-            note = Note(query, text_of(query, self.reads), named, caller.name, request_id)
+            trail.chosen(routed, began_ns)
+            generation, named = await self._begun(asked, query, trail, routed, attempt)
+            note = Note(query, trail.text, named, caller.name, trail.other_id)
             handed_on = False
             try:
                 reply = await self._answered(generation, named, note)
@@ -193,9 +209,16 @@ class Endpoint:
             self.notes.shadow(await shadow.route(question))
 
     async def _begun(
-        self, asked: Asked, query: Query, caller: Caller, routed: Routed | None, attempt: int
+        self, asked: Asked, query: Query, trail: Trail, routed: Routed | None, attempt: int
     ) -> tuple[Generation, Named]:
         """The first of the candidates that can be paid, with its worst case put aside."""
+        caller = trail.caller
+        assert caller is not None
+
+        def told(one: Generation) -> None:
+            self.notes.closed(one, caller.name)
+            trail.closed(one)
+
         orders = self._orders(asked, query, caller, routed)
         hold = await self._reserved(caller, [one.offer for one in orders])
         if isinstance(hold, Refusal):
@@ -210,8 +233,9 @@ class Endpoint:
             call=f"{query.query_id}.{attempt}",
             stream=asked.stream and not chosen.buffered,
             keep=self.keep,
-            told=lambda one: self.notes.closed(one, caller.name),
+            told=told,
         )
+        trail.begun(generation, routed)
         return generation, Named(query.query_id, int(time.time()), asked, chosen.candidate, routed)
 
     async def _reserved(self, caller: Caller, offers: Sequence[Offer]) -> Hold | Refusal:

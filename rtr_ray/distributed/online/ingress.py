@@ -15,21 +15,25 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rtr_ray.answers import Answerer
 from rtr_ray.config import ServeFile, SwapKeys, load_pool
 from rtr_ray.distributed.online.metrics import ServeNotes
 from rtr_ray.distributed.online.replicas import Replicas
+from rtr_ray.distributed.online.spans import HEADERS as TRACED
 from rtr_ray.distributed.programs import runner, sandbox_of
 from rtr_ray.errors import ConfigError, RtrError
 from rtr_ray.gate import Gate, OpenGate
 from rtr_ray.online.endpoint import Endpoint
+from rtr_ray.online.live import News, parse_minutes
 from rtr_ray.online.loading import load_chooser
-from rtr_ray.online.problems import RequestError
+from rtr_ray.online.page import page
+from rtr_ray.online.problems import RequestError, unavailable
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
+from rtr_ray.online.request_log import RequestLog
 from rtr_ray.online.routing import Chooser, Routing
 from rtr_ray.yaml_door import validated
 
@@ -62,7 +66,9 @@ class RoutingIngress(OpenAiIngress):
         file = setting.file
         self._file, self._memory = file, memory
         self._pool = load_pool(file.pool)
-        self._notes = ServeNotes()
+        self._notes = ServeNotes(
+            RequestLog(file.requests_folder, file.log_prompts) if file.request_log else None
+        )
         self._replicas = Replicas(llm_deployments, setting.limits, setting.sleeping)
         self._answerer = Answerer(
             self._pool.strategies, runner(sandbox_of(file.sandbox)), self._pool.thinking
@@ -142,15 +148,22 @@ class RoutingIngress(OpenAiIngress):
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
+        with contextlib.suppress(Exception):
+            await self._memory.count.remote(News())  # so that it looks at the budgets from now on
         while True:
             await asyncio.sleep(_SEND_S)
             with contextlib.suppress(Exception):  # it may be restarting: what is sent then is forgotten
                 await self._flush()
 
     async def _flush(self) -> None:
+        if self._notes.log is not None and (lines := self._notes.log.taken()):
+            await asyncio.to_thread(self._notes.log.write, lines)
+        news, self._notes.news = self._notes.news, News()
         rows, self._notes.waiting = self._notes.waiting, []
         if rows:
             await self._memory.remember.remote(rows)
+        if news:
+            await self._memory.count.remote(news)
 
     async def chat(self, request: Request) -> Response:  # type: ignore[override]
         """A chat completion; `model` names the router, a model or a candidate."""
@@ -168,7 +181,8 @@ class RoutingIngress(OpenAiIngress):
             if what == "route":
                 return _response(await self._endpoint.route(raw, _bearer(request)))
             name = request.headers.get("x-request-id", "")[:200]
-            return _response(await self._endpoint.chat(raw, _bearer(request), name))
+            traced = {header: value for header in TRACED if (value := request.headers.get(header))}
+            return _response(await self._endpoint.chat(raw, _bearer(request), name, traced))
         except RequestError as error:
             return _response(Reply.of(error))
         except Exception as error:
@@ -198,6 +212,27 @@ class RoutingIngress(OpenAiIngress):
             return JSONResponse(body, status)
         except RequestError as error:
             return _response(Reply.of(error))
+
+    async def page(self) -> Response:
+        """The page for people; it holds no data of its own."""
+        text, headers = page()
+        return HTMLResponse(text, headers=dict(headers))
+
+    async def live(self, request: Request) -> Response:
+        """What was asked and spent of late: by the caller's key, or by everybody where there are no keys."""
+        assert self._endpoint is not None
+        try:
+            self._check_origin(request)
+            caller = await self._endpoint.admitted(_bearer(request))
+            minutes = parse_minutes(request.query_params)
+            await self._flush()
+            shown = await self._memory.live.remote(None if self._open else caller.key_id, minutes)
+            return JSONResponse(shown | {"key": None if self._open else caller.name})
+        except RequestError as error:
+            return _response(Reply.of(error))
+        except Exception as error:
+            _LOG.warning("the memory does not say: %s", type(error).__name__)
+            return _response(Reply.of(unavailable("What was counted cannot be looked at just now.")))
 
     async def health(self) -> Response:
         """Whether requests are taken, by which router, and which models have replicas."""
@@ -245,6 +280,8 @@ ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
     "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=_takes(("model", "messages"))),
     "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
     "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
+    "live": lambda app: app.get("/v1/live"),
+    "page": lambda app: app.get("/", include_in_schema=False),
     "health": lambda app: app.get("/healthz"),
 }
 
