@@ -50,6 +50,7 @@ ONLY_IN = {
     "openai": {"executors.openai"},
     "boto3": {"storage"},
     "matplotlib": {"reports.png"},
+    "opentelemetry": {"distributed"},
 }
 """package -> modules, or folders of modules, that may import it."""
 
