@@ -11,6 +11,7 @@ from rtr_ray.cli.reporting import report
 from rtr_ray.cli.serving import serve
 from rtr_ray.cli.shared import app
 from rtr_ray.cli.trying import demo, validate
+from rtr_ray.cli.watching import grafana
 
 __all__ = [
     "app",
@@ -18,6 +19,7 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "grafana",
     "import_outcomes",
     "keys_app",
     "main",
