@@ -66,8 +66,7 @@ class SharedKeys:
         Raises:
             StorageError: If the file cannot be read.
         """
-        keys = [(key.id, key.name) for key in self._store.all_keys() if key.revoked_at is None]
-        return [(GLOBAL, GLOBAL), *keys]
+        return [(GLOBAL, GLOBAL), *self._store.names()]
 
     def usage(self, key_ids: Sequence[str]) -> list[tuple[Usage, ...]]:
         """What some accounts have used.
