@@ -211,6 +211,7 @@ class IngressKeys(Door):
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     max_body_mib: float = Field(4.0, gt=0, description="MiB of a request's body; beyond them, 413")
+    body_s: float = Field(30.0, gt=0, description="seconds for a body to come; after them, 408")
 
 
 class SwapKeys(Door):

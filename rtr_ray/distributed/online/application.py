@@ -46,17 +46,20 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(file, gate_of(file))
 
 
-def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
+def application(
+    file: ServeFile, gate: Callable[[], Gate], server: type[OnlineServer] = OnlineServer
+) -> Application:
     """The application.
 
     Args:
         file: What it serves; its router is trained already.
         gate: Makes the gate of an ingress replica.
+        server: What runs in a model's replica.
     """
     pool = load_pool(file.pool)
     keys = {name: file.models.get(name, ReplicaKeys()) for name in pool.deployments}
     check_models(file, pool.deployments)
-    models = {name: _model(deployment, keys[name]) for name, deployment in pool.deployments.items()}
+    models = {name: _model(deployment, keys[name], server) for name, deployment in pool.deployments.items()}
     setting = Setting(
         file,
         {name: _most(deployment, keys[name]) for name, deployment in pool.deployments.items()},
@@ -104,7 +107,7 @@ def check_models(file: ServeFile, deployments: Mapping[str, Deployment]) -> None
             )
 
 
-def _model(deployment: Deployment, keys: ReplicaKeys) -> Application:
+def _model(deployment: Deployment, keys: ReplicaKeys, server: type[OnlineServer]) -> Application:
     least = deployment.min_replicas if keys.min_replicas is None else keys.min_replicas
     most = max(least, 1, deployment.max_replicas if keys.max_replicas is None else keys.max_replicas)
     scaling = {
@@ -116,7 +119,7 @@ def _model(deployment: Deployment, keys: ReplicaKeys) -> Application:
     }
     return build_llm_deployment(
         llm_config(deployment, scaling),
-        deployment_cls=OnlineServer,
+        deployment_cls=server,
         # how soon a replica that died is replaced, and one that is merely busy is not taken for dead
         override_serve_options={"health_check_period_s": 2, "health_check_timeout_s": 30},
     )

@@ -15,22 +15,23 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.serve.llm.ingress import OpenAiIngress
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rtr_ray.answers import Answerer
 from rtr_ray.config import ServeFile, SwapKeys, load_pool
 from rtr_ray.distributed.online.metrics import ServeNotes
+from rtr_ray.distributed.online.page_routes import PAGE_ENDPOINTS, PageRoutes
 from rtr_ray.distributed.online.replicas import Replicas
 from rtr_ray.distributed.online.spans import HEADERS as TRACED
 from rtr_ray.distributed.programs import runner, sandbox_of
 from rtr_ray.errors import ConfigError, RtrError
 from rtr_ray.gate import Gate, OpenGate
 from rtr_ray.online.endpoint import Endpoint
-from rtr_ray.online.live import News, parse_minutes
+from rtr_ray.online.live import News
 from rtr_ray.online.loading import load_chooser
-from rtr_ray.online.page import page
-from rtr_ray.online.problems import RequestError, unavailable
+from rtr_ray.online.openapi import CHAT, FEEDBACK, described
+from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
 from rtr_ray.online.request_log import RequestLog
@@ -51,7 +52,7 @@ class Setting:
     gate: Callable[[], Gate] = OpenGate
 
 
-class RoutingIngress(OpenAiIngress):
+class RoutingIngress(PageRoutes, OpenAiIngress):
     """Routes chat completions in this process, and passes on what the models' replicas generate."""
 
     def __init__(
@@ -213,27 +214,6 @@ class RoutingIngress(OpenAiIngress):
         except RequestError as error:
             return _response(Reply.of(error))
 
-    async def page(self) -> Response:
-        """The page for people; it holds no data of its own."""
-        text, headers = page()
-        return HTMLResponse(text, headers=dict(headers))
-
-    async def live(self, request: Request) -> Response:
-        """What was asked and spent of late: by the caller's key, or by everybody where there are no keys."""
-        assert self._endpoint is not None
-        try:
-            self._check_origin(request)
-            caller = await self._endpoint.admitted(_bearer(request))
-            minutes = parse_minutes(request.query_params)
-            await self._flush()
-            shown = await self._memory.live.remote(None if self._open else caller.key_id, minutes)
-            return JSONResponse(shown | {"key": None if self._open else caller.name})
-        except RequestError as error:
-            return _response(Reply.of(error))
-        except Exception as error:
-            _LOG.warning("the memory does not say: %s", type(error).__name__)
-            return _response(Reply.of(unavailable("What was counted cannot be looked at just now.")))
-
     async def health(self) -> Response:
         """Whether requests are taken, by which router, and which models have replicas."""
         assert self._endpoint is not None
@@ -252,6 +232,15 @@ class RoutingIngress(OpenAiIngress):
         return JSONResponse(body, 200 if up else 503)
 
     async def _body(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._file.ingress.body_s):
+                return await self._read(request)
+        except TimeoutError:
+            raise RequestError(
+                f"The body did not come within {self._file.ingress.body_s:g} s.", status=408
+            ) from None
+
+    async def _read(self, request: Request) -> bytes:
         most = int(self._file.ingress.max_body_mib * 2**20)
         parts, size = [], 0
         async for part in request.stream():
@@ -274,31 +263,19 @@ class RoutingIngress(OpenAiIngress):
             )
 
 
+_LOOKS = (401, 403, 404, 503)
+
 ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
-    "models": lambda app: app.get("/v1/models"),
-    "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=_takes(("model", "messages"))),
-    "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
-    "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
-    "live": lambda app: app.get("/v1/live"),
-    "page": lambda app: app.get("/", include_in_schema=False),
-    "health": lambda app: app.get("/healthz"),
+    "models": lambda app: app.get("/v1/models", openapi_extra=described(None, _LOOKS)),
+    "model_data": lambda app: app.get("/v1/models/{model:path}", openapi_extra=described(None, _LOOKS)),
+    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=described(CHAT, stream=True)),
+    "route": lambda app: app.post("/v1/route", openapi_extra=described(CHAT)),
+    "feedback": lambda app: app.post(
+        "/v1/feedback", openapi_extra=described(FEEDBACK, (400, 401, 403, 404, 408, 409, 413, 503))
+    ),
+    **PAGE_ENDPOINTS,
+    "health": lambda app: app.get("/healthz", openapi_extra=described(None, (503,))),
 }
-
-
-def _takes(names: tuple[str, ...]) -> dict[str, Any]:
-    kinds = {
-        "model": {"type": "string"},
-        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "request_id": {"type": "string"},
-        "score": {"type": "number", "minimum": 0, "maximum": 1},
-    }
-    schema = {
-        "type": "object",
-        "required": list(names),
-        "properties": {name: kinds[name] for name in names},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def fastapi_app() -> FastAPI:

@@ -15,6 +15,7 @@ from rtr_ray.distributed.batch import terminable
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, Needs, connected, replica_needs
 from rtr_ray.distributed.online.gates import check_gate, gate_of, keys_path
 from rtr_ray.distributed.online.keys_actor import end_keys_actor
+from rtr_ray.distributed.online.proxy import announce
 from rtr_ray.errors import ConfigError, ExecutionError
 from rtr_ray.router import RouterFolder
 from rtr_ray.screen import Screen
@@ -34,8 +35,11 @@ def _launch(file: ServeFile, name: str, route_prefix: str) -> None:
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
+def serve_file(file: ServeFile, screen: Screen, insecure: bool = False, launch: Any = _launch) -> None:
     """Serve until somebody interrupts.
+
+    Args:
+        launch: The task that begins to start the application.
 
     Raises:
         ConfigError: If the file cannot be served as it is.
@@ -46,12 +50,13 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
     if warning is not None:
         screen.say(warning, "yellow")
     file = ready(file, screen)
+    announce()
     with connected(file.cluster.address, needs_of(file)), terminable():
         started = False
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": file.host, "port": file.port})
             started = True
-            start(file, screen)
+            start(file, screen, launch=launch)
             screen.say(f"http://{file.host}:{file.port}/v1 answers. Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -81,13 +86,15 @@ def ready(file: ServeFile, screen: Screen) -> ServeFile:
     return file
 
 
-def start(file: ServeFile, screen: Screen, name: str = NAME, route_prefix: str = "/") -> None:
+def start(
+    file: ServeFile, screen: Screen, name: str = NAME, route_prefix: str = "/", launch: Any = _launch
+) -> None:
     """Start the application on the cluster that this process is connected to, and wait until it answers.
 
     Raises:
         ExecutionError: If it does not.
     """
-    launched: Any = _launch.remote(file, name, route_prefix)
+    launched: Any = launch.remote(file, name, route_prefix)
     deadline = time.monotonic() + file.cluster.startup_timeout_s
     with screen.stage("engines", unit="up") as stage:
         while True:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,6 +31,7 @@ from rtr_ray.keys import KeyStore, Limits
 from rtr_ray.outcomes import pivot, read_long
 from tests.browser import BROWSER, browsing
 from tests.distributed.conftest import ROOT, free_ports
+from tests.distributed.e2e.readme_clients import blocks
 from tests.distributed.workbench import Workbench
 from tests.online.test_dashboard import asked_for
 
@@ -204,17 +209,36 @@ def test_several_choices_logprobs_and_a_tool_that_is_named(online: Online) -> No
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "add"}},
         max_tokens=40,
-        logit_bias=dict.fromkeys(_white_space(), -100),  # JSON may hold any amount, and so small a model does
     )  # type: ignore[call-overload]
     (call,) = called.choices[0].message.tool_calls
     assert call.function.name == "add"
     assert set(json.loads(call.function.arguments)) == {"a"}
 
 
-def _white_space() -> list[str]:
-    """The ids of `nano`'s tokens that are nothing else."""
-    tokens = json.loads((pool_path("embedded").parent / "models/nano/tokenizer.json").read_text())
-    return [str(number) for token, number in tokens["model"]["vocab"].items() if not token.strip("ĠĊĉ \n\t")]
+def test_the_readmes_python_lines_work_as_printed(online: Online) -> None:
+    (lines,) = blocks("python", online.url, online.key)
+    ran = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    first, *streamed, eight, called = ran.stdout.splitlines()
+    assert first.startswith("nano:")
+    assert Decimal(first.split()[-1]) > 0
+    assert Decimal(streamed[-1]) > 0
+    assert eight.count("nano:") == 8
+    assert re.search(r"""arguments='\{"way": ?"(adding|counting)"\}', name='solve'""", called), called
+
+
+def test_the_readmes_curl_lines_work_as_printed(online: Online) -> None:
+    (lines,) = blocks("sh", online.url, online.key)
+    commands = lines.replace("\\\n", " ").splitlines()
+    found = [
+        subprocess.run(["bash", "-c", f"{one} -sSf"], capture_output=True, text=True) for one in commands
+    ]
+    assert [one.returncode for one in found] == [0] * 3, [one.stderr for one in found]
+    answer, route, models = [json.loads(one.stdout) for one in found]
+    assert answer["choices"][0]["message"]["content"]
+    assert Decimal(answer["usage"]["cost_usd"]) > 0
+    assert {row["candidate"] for row in route["table"]} == {"nano:vanilla", "nano:cot", "nano:pal"}
+    assert models["data"][0]["id"] == "auto"
 
 
 def test_a_client_that_leaves_stops_the_engine(online: Online) -> None:
@@ -264,6 +288,23 @@ def test_what_is_wrong_is_said_in_openais_form(online: Online, raw: bytes, statu
 
 def test_what_is_not_there_is_said_in_openais_form(online: Online) -> None:
     assert online.call("/v1/nowhere")[1]["error"]["message"] == "Not Found"
+
+
+def test_a_thousand_connections_that_never_end_their_request_keep_nobody_out(online: Online) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    host, _, port = online.url.removeprefix("http://").partition(":")
+    with contextlib.ExitStack() as stack:
+        for number in range(1000):
+            one = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            lines = "POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n"
+            one.sendall(
+                (lines if number % 2 else f"{lines}\r\n{{").encode()
+            )  # no end of the headers, or no body
+        assert online.call("/v1/models")[0] == 200
+        answer = online.client().chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
+        assert answer.choices[0].message.content
+    assert online.call("/healthz")[0] == 200
 
 
 def test_who_has_no_key_gets_nothing(online: Online) -> None:
