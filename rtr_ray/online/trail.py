@@ -20,7 +20,6 @@ from rtr_ray.online.reply import Reply
 from rtr_ray.online.routing import Routed
 
 _LOG = logging.getLogger("rtr_ray.online")
-_NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(slots=True)
@@ -57,7 +56,7 @@ class Trail:
 
     told: Callable[[Trail], None]
     other_id: str = ""
-    traced: Mapping[str, str] = _NOTHING
+    traced: Mapping[str, str] = field(default_factory=dict)
     id: str = ""
     text: str = ""  # what the router reads
     caller: Caller | None = None

@@ -126,7 +126,7 @@ def served(folder: Path, keys: bool) -> Iterator[Site]:
         file = ServeFile(pool=str(folder / "pool.yaml"), folder=str(folder / "kept"))
         setting = Setting(file, {"weak": 8, "strong": 8}, frozenset(), **options)
         alone = Alone(handles, dict.fromkeys(handles), setting=setting, memory=Called(memory))
-        await alone.reconfigure(config(folder / "router"))
+        await alone.reconfigure(config(folder / "router", lam=0.9))
         app = fastapi_app()
         for name, bind in ENDPOINTS.items():
             bind(app)(getattr(alone, name))
@@ -174,10 +174,11 @@ def test_a_prompt_gets_its_chart_its_choice_with_a_reason_and_its_answer(
     browser.complaints.clear()
     browser.look(width, 844, dark)
     browser.open(anybody.url)
-    browser.type("#prompt", f"2 + 2? {EVIL}<script>document.title='taken'</script>")
+    prompt = f"2 + 2? {EVIL}<script>document.title='taken'</script>"
+    browser.type("#prompt", prompt)
     browser.click("#ask")
     browser.until("document.querySelector('#facts').textContent.includes('In all')")
-    shown = json.loads(browser.run(_posted("v1/route", "2 + 2?")))
+    shown = json.loads(browser.run(_posted("v1/route", prompt)))
     assert browser.run("document.querySelectorAll('#rows tr').length") == len(shown["table"])
     assert browser.run("document.querySelectorAll('#chart .dot').length") == len(shown["table"])
     assert browser.run("document.querySelectorAll('#chart .dot.chosen').length") == 1
