@@ -93,13 +93,12 @@ class Browser:
         assert "exceptionDetails" not in found, json.dumps(found["exceptionDetails"])[:500]
         return found["result"].get("value")
 
-    def until(self, script: str, patience_s: float = 30.0) -> Any:
+    def until(self, script: str, patience_s: float = 60.0) -> None:
         """Wait until an expression is true."""
         deadline = time.monotonic() + patience_s
-        while not (value := self.run(script)):
+        while not self.run(f"!!({script})"):
             assert time.monotonic() < deadline, f"never true: {script}\n{self.run('document.body.innerText')}"
             time.sleep(0.05)
-        return value
 
     def click(self, selector: str) -> None:
         """Press the mouse on the middle of something."""

@@ -116,7 +116,8 @@ async def ingress(tmp_path: Path) -> Any:
     bench = Workbench(tmp_path, "none")
     bench.pool()
     bench.router({"weak": 0.3, "strong": 0.9})
-    file = ServeFile(pool=str(tmp_path / "pool.yaml"), ingress={"patience_s": 20.0})
+    folder = str(tmp_path / "kept")
+    file = ServeFile(pool=str(tmp_path / "pool.yaml"), folder=folder, ingress={"patience_s": 20.0})
     handles = {name: FakeHandle(f"OnlineServer:{name}") for name in ("weak", "strong")}
     setting = Setting(file, {"weak": 8, "strong": 8}, frozenset())
     alone = Alone(handles, dict.fromkeys(handles), setting=setting, memory=FakeMemory())
