@@ -15,6 +15,7 @@ from rtr_ray.keys.store import Usage
 _LOOK_S = 10.0
 _TOGETHER = 20  # keys of one call: their owner has requests to answer in between
 _PAUSE_S = 0.1
+_WHOSE: tuple[Any, ...] = ("key", "period")  # Ray says tuple[str], and means several
 _KINDS = ("day", "month", "all")  # as `KeyStore.usage` has them
 
 
@@ -29,9 +30,9 @@ class Budgets:
         self._path = path
         self._owner: Any = None
         self._left = Gauge(
-            "rtr_budget_left_usd", "Dollars of a key's budget that can still be set aside.", ("key", "period")
+            "rtr_budget_left_usd", "Dollars of a key's budget that can still be set aside.", _WHOSE
         )
-        self._budget = Gauge("rtr_budget_usd", "Dollars that a key may spend.", ("key", "period"))
+        self._budget = Gauge("rtr_budget_usd", "Dollars that a key may spend.", _WHOSE)
         self._shown: set[tuple[str, str]] = set()
         self._looking: asyncio.Task[None] | None = None
 

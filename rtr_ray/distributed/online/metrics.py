@@ -18,6 +18,7 @@ from rtr_ray.online.trail import Trail
 _LOG = logging.getLogger("ray.serve")
 _MS = [1.0, 2, 5, 10, 15, 20, 30, 40, 60, 100, 200, 500, 1000, 5000]
 _WHO: tuple[Any, ...] = ("model", "strategy", "key")  # Ray says tuple[str], and means several
+_WHY: tuple[Any, ...] = ("reason", "key")
 _MOST_WAITING = 10_000
 
 
@@ -36,9 +37,7 @@ class ServeNotes(Notes):
         self._usd = Counter("rtr_cost_usd_total", "Dollars that were settled.", (*_WHO, "known"))
         self._shadow = Counter("rtr_shadow_total", "What a second router would have chosen.", _WHO[:2])
         self._routing = Histogram("rtr_routing_ms", "Milliseconds until a candidate is chosen.", _MS)
-        self._refused = Counter(
-            "rtr_refused_total", "Requests without an answer by the error's code.", ("reason", "key")
-        )
+        self._refused = Counter("rtr_refused_total", "Requests without an answer by the error's code.", _WHY)
         self._predicted = Counter(
             "rtr_predicted_output_tokens_total", "Predicted for routed requests that were answered.", _WHO[:2]
         )

@@ -50,12 +50,15 @@ class PageRoutes:
             await self._flush()
             shown = await self._memory.live.remote(None if self._open else caller.key_id, minutes)
             return JSONResponse(shown | {"key": None if self._open else caller.name})
-        except RequestError as problem:
-            return JSONResponse(problem.body, problem.status, headers=problem.headers)
+        except RequestError as error:
+            return _said(error)
         except Exception as error:
             _LOG.warning("the memory does not say: %s", type(error).__name__)
-            problem = unavailable("What was counted cannot be looked at just now.")
-            return JSONResponse(problem.body, problem.status, headers=problem.headers)
+            return _said(unavailable("What was counted cannot be looked at just now."))
+
+
+def _said(problem: RequestError) -> Response:
+    return JSONResponse(problem.body, problem.status, headers=problem.headers)
 
 
 PAGE_ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
