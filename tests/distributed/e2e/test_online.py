@@ -342,7 +342,7 @@ def test_the_page_asks_and_shows_the_chart_the_choice_and_the_answer(online: Onl
     with browsing(tmp_path / "profile") as browser:
         browser.look(1280, 900)
         browser.open(online.url)
-        browser.click("#access summary")
+        browser.until("document.querySelector('#access').open")  # it is refused without a key
         browser.type("#key", online.key)
         browser.until("document.querySelectorAll('#model option').length === 5")
         browser.type("#prompt", ASK[0]["content"])
