@@ -235,7 +235,7 @@ def test_with_keys_the_page_shows_nothing_without_one_and_of_a_key_its_own_alone
     assert "7" not in browser.text("#budgets")
     browser.until("document.querySelectorAll('#model option').length > 1")
     browser.click("#ask")
-    browser.until("document.querySelector('#said').textContent.includes('answers for')")
+    browser.until("document.querySelector('#said').textContent.includes('answer for')")
     assert "with the key of ann" in browser.text("#said")
     assert browser.run("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
     assert keyed.token not in browser.run("document.documentElement.outerHTML")
