@@ -16,12 +16,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rtr_ray.online.problems import unavailable
 
 IMPORT_PATH = "rtr_ray.distributed.online.proxy:middlewares"
-VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"  # Serve reads it where its proxy starts
+_ENVIRONMENT = {
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
+    # Ray's own is 15 for every worker, so that nothing could be nicer than the ingress (see OnlineServer)
+    "RAY_worker_niceness": "5",
+}
 
 
 def announce() -> None:
-    """Let the proxies of a cluster that is started from here be told by `middlewares`."""
-    os.environ.setdefault(VARIABLE, IMPORT_PATH)
+    """Tell a cluster that is started from here of `middlewares`, and how nice its workers are."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def middlewares() -> list[Middleware]:
