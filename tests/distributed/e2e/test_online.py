@@ -363,12 +363,20 @@ def test_the_page_asks_and_shows_the_chart_the_choice_and_the_answer(online: Onl
 
 def test_ray_exports_what_the_dashboard_asks_for(online: Online) -> None:
     wanted = asked_for() - {"ray_rtr_shadow_total"}  # there is no second router here
-    commands = [one.cmdline() for one in psutil.Process(online.pid).children(recursive=True)]
-    (port,) = {flag.partition("=")[2] for one in commands for flag in one if "metrics-export-port=" in flag}
+    port = exporting(online.pid)
     deadline = time.monotonic() + 60
     while missing := wanted - exported(port):
         assert time.monotonic() < deadline, missing
         time.sleep(1)
+
+
+def exporting(pid: int) -> str:
+    """The port at which the cluster of a process exports, as Ray writes it down in the session's folder."""
+    commands = [one.cmdline() for one in psutil.Process(pid).children(recursive=True)]
+    flags = [flag for command in commands for flag in command if flag.startswith("--session-dir=")]
+    (session,) = {flag.partition("=")[2] for flag in flags}
+    (file,) = Path(session).glob("metrics_export_port_*")
+    return file.read_text().strip()
 
 
 def exported(port: str) -> set[str]:
