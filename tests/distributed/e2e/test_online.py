@@ -363,6 +363,11 @@ def test_the_page_asks_and_shows_the_chart_the_choice_and_the_answer(online: Onl
 
 def test_ray_exports_what_the_dashboard_asks_for(online: Online) -> None:
     wanted = asked_for() - {"ray_rtr_shadow_total"}  # there is no second router here
+    for _ in range(20):  # a share is of so many choices at least
+        assert (
+            online.call("/v1/chat/completions", {"model": "auto", "messages": ASK, "max_tokens": 1})[0] == 200
+        )
+    assert online.call("/v1/chat/completions", {"model": "nobody", "messages": ASK})[0] == 404
     port = exporting(online.pid)
     deadline = time.monotonic() + 60
     while missing := wanted - exported(port):
