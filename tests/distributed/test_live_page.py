@@ -191,6 +191,7 @@ def test_a_prompt_gets_its_chart_its_choice_with_a_reason_and_its_answer(
     assert browser.text("#why") == shown["why"]
     assert browser.text("#answer") == "".join(WORDS)
     assert "Answered by" + shown["choice"]["candidate"] in browser.text("#facts")
+    assert "Instead of" not in browser.text("#facts")
     # what models and people wrote is text, and never becomes a part of the page
     assert browser.run("document.querySelectorAll('#answer *, main img').length") == 0
     assert browser.run("document.title") == "rtr-ray"
@@ -239,6 +240,18 @@ def test_with_keys_the_page_shows_nothing_without_one_and_of_a_key_its_own_alone
     assert "with the key of ann" in browser.text("#said")
     assert browser.run("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
     assert keyed.token not in browser.run("document.documentElement.outerHTML")
+
+
+def test_who_answers_in_place_of_the_choice_is_said(keyed: Site, browser: Browser) -> None:
+    token, _ = KeyStore(keyed.folder / "keys.sqlite").create("poor", Limits(total_usd=Decimal("0.00002")))
+    browser.look(1280, 844)
+    browser.open(keyed.url)
+    browser.type("#key", token)
+    browser.until("document.querySelectorAll('#model option').length > 1")
+    browser.click("#ask")
+    browser.until("document.querySelector('#facts').textContent.includes('In all')")
+    assert browser.text("#rows tr.chosen th").startswith("strong:")
+    assert "Answered byweak:vanillaInstead ofstrong:vanilla" in browser.text("#facts")
 
 
 @needs_browser
