@@ -246,6 +246,9 @@ def test_who_answers_in_place_of_the_choice_is_said(keyed: Site, browser: Browse
     token, _ = KeyStore(keyed.folder / "keys.sqlite").create("poor", Limits(total_usd=Decimal("0.00002")))
     browser.look(1280, 844)
     browser.open(keyed.url)
+    browser.run("sessionStorage.clear()")  # of the test before, in the same tab
+    browser.open(keyed.url)
+    browser.until("document.querySelector('#access').open")
     browser.type("#key", token)
     browser.until("document.querySelectorAll('#model option').length > 1")
     browser.click("#ask")
