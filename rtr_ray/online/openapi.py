@@ -38,6 +38,7 @@ WISH = {
         "min_accuracy": _LAM,
         "max_cost_usd": {"type": "number", "minimum": 0},
         "candidates": {"type": "array", "minItems": 1, "items": _CANDIDATE},
+        "latency_weight": {"type": "number", "minimum": 0, "maximum": 1000},
     },
 }
 

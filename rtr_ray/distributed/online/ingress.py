@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,9 +25,12 @@ from rtr_ray.distributed.online.page_routes import PAGE_ENDPOINTS, PageRoutes
 from rtr_ray.distributed.online.replicas import Replicas
 from rtr_ray.distributed.online.spans import HEADERS as TRACED
 from rtr_ray.distributed.programs import runner, sandbox_of
-from rtr_ray.errors import ConfigError, RtrError
+from rtr_ray.errors import RtrError
+from rtr_ray.executors.openai_stream import OpenAIStream
 from rtr_ray.gate import Gate, OpenGate
+from rtr_ray.online.elsewhere import Elsewhere, Mixed
 from rtr_ray.online.endpoint import Endpoint
+from rtr_ray.online.following import Follower
 from rtr_ray.online.live import News
 from rtr_ray.online.loading import load_chooser
 from rtr_ray.online.openapi import CHAT, FEEDBACK, described
@@ -36,7 +39,9 @@ from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
 from rtr_ray.online.request_log import RequestLog
 from rtr_ray.online.routing import Chooser, Routing
-from rtr_ray.yaml_door import validated
+from rtr_ray.online.served import Served
+from rtr_ray.pool import Deployment
+from rtr_ray.storage import open_store
 
 _LOG = logging.getLogger("ray.serve")
 _SEND_S = 0.5  # between two loads of rows to the memory
@@ -49,6 +54,7 @@ class Setting:
     file: ServeFile
     limits: Mapping[str, int]  # deployment id -> requests that may be there
     sleeping: frozenset[str]
+    targets: Mapping[str, float] = field(default_factory=dict)  # requests that one replica serves at once
     gate: Callable[[], Gate] = OpenGate
 
 
@@ -76,9 +82,19 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
         )
         self._gate = setting.gate()
         self._open = isinstance(self._gate, OpenGate)
+        abroad = {one.id: one for one in self._pool.deployments.values() if one.endpoint is not None}
+        self._engines = Mixed.of(
+            (self._replicas, frozenset(llm_deployments)),
+            (
+                Elsewhere({name: _stream(one) for name, one in abroad.items()}, setting.limits),
+                frozenset(abroad),
+            ),
+        )
         self._endpoint: Endpoint | None = None
-        self._refused: str | None = None  # why the last change was not made
+        self._follower = Follower(Served(open_store(file.folder)), self._take)
+        self._following: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
+        self._targets = setting.targets
         self._names = {name: handle.deployment_name for name, handle in llm_deployments.items()}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -87,16 +103,10 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
         Raises:
             RtrError: If it is the first one that cannot be loaded.
         """
-        try:
-            keys = validated(SwapKeys, user_config, "user_config")
-            chooser, shadow = await asyncio.to_thread(self._load, keys)
-        except RtrError as error:
-            if self._endpoint is None:
-                raise
-            self._refused = error.message
-            _LOG.error("the router stays as it is: %s", error.message)
-            return
-        self._refused = None
+        await self._follower.configured(user_config)
+
+    async def _take(self, keys: SwapKeys, router: str) -> None:
+        chooser, shadow = await asyncio.to_thread(self._load, keys, router)
         if self._endpoint is None:
             await self._begin(chooser)
         assert self._endpoint is not None
@@ -110,7 +120,7 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
         file = self._file
         self._endpoint = Endpoint(
             self._pool,
-            self._replicas,
+            self._engines,
             self._gate,
             Routing(chooser, file.ingress.cache_texts),
             self._answerer,
@@ -118,22 +128,23 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
             reads=file.reads,
             most=file.ingress.most_in_flight,
             patience_s=file.ingress.patience_s,
+            targets=self._targets,
         )
         await self._watch()
 
     async def _watch(self) -> None:
         """Begin what goes on beside the requests."""
-        await self._replicas.watch(serve.get_replica_context().app_name, self._names)
+        context = serve.get_replica_context()
+        await self._replicas.watch(context.app_name, self._names, context.deployment)
         self._sending = asyncio.create_task(self._send())
+        self._following = asyncio.create_task(self._follower.follow())
 
-    def _load(self, keys: SwapKeys) -> tuple[Chooser, Chooser | None]:
-        router = keys.router_path
-        if router is None:
-            raise ConfigError("The endpoint has no router. Name a folder that rtr-ray train wrote.")
+    def _load(self, keys: SwapKeys, router: str) -> tuple[Chooser, Chooser | None]:
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
         chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained)
+        chooser = replace(chooser, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
         chooser.router.encoder.encode(["so that the first request finds it loaded"])
         if keys.shadow is None:
             return chooser, None
@@ -145,7 +156,7 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
             chooser.router.encoder,
             keys.untrained,
         )
-        return chooser, shadow
+        return chooser, replace(shadow, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
@@ -217,16 +228,15 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
     async def health(self) -> Response:
         """Whether requests are taken, by which router, and which models have replicas."""
         assert self._endpoint is not None
-        up = self._replicas.up()
+        up, replicas = self._engines.up(), self._engines.replicas()
         body = {
             "status": "ok" if up else "no model is up",
             "router": self._endpoint.routing.chooser.router.fingerprint,
             "policy": repr(self._endpoint.routing.chooser.policy),
-            "refused_change": self._refused,
+            **self._follower.shown(),
             "requests": self._endpoint.here,
             "models": {
-                name: {"up": name in up, "replicas": self._replicas.replicas().get(name)}
-                for name in self._replicas.handles
+                name: {"up": name in up, "replicas": replicas.get(name)} for name in self._pool.deployments
             },
         }
         return JSONResponse(body, 200 if up else 503)
@@ -261,6 +271,11 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
                 status=403,
                 kind="permission_denied",
             )
+
+
+def _stream(deployment: Deployment) -> OpenAIStream:
+    assert deployment.endpoint is not None
+    return OpenAIStream(deployment.endpoint)
 
 
 _LOOKS = (401, 403, 404, 503)

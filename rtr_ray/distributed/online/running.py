@@ -17,8 +17,11 @@ from rtr_ray.distributed.online.gates import check_gate, gate_of, keys_path
 from rtr_ray.distributed.online.keys_actor import end_keys_actor
 from rtr_ray.distributed.online.proxy import announce
 from rtr_ray.errors import ConfigError, ExecutionError
+from rtr_ray.executors.openai import check_key
+from rtr_ray.online.served import Served
 from rtr_ray.router import RouterFolder
 from rtr_ray.screen import Screen
+from rtr_ray.storage import open_store
 
 NAME = "rtr"
 _POLL_S = 0.5
@@ -81,8 +84,20 @@ def ready(file: ServeFile, screen: Screen) -> ServeFile:
         from rtr_ray.distributed.demo import trained_router
 
         file = file.model_copy(update={"router": trained_router(file.folder, screen)})
+    file = file.absolute()
     assert file.router_path is not None
     RouterFolder.load(file.router_path).check(load_pool(file.pool), file.untrained)
+    if file.cluster.address is None:  # else the keys are in the environment of the nodes
+        for deployment in load_pool(file.pool).deployments.values():
+            if deployment.endpoint is not None:
+                check_key(deployment.endpoint)
+    entry = Served(open_store(file.folder)).configure(file.swap, anew=True)
+    if entry.cause == "use":
+        screen.say(
+            f"{entry.swap.router_path} is served, as rtr-ray router use said at {entry.at}. To go back: "
+            "rtr-ray router rollback.",
+            "yellow",
+        )
     return file
 
 
@@ -123,8 +138,8 @@ def start(
 def needs_of(file: ServeFile) -> Needs:
     """What runs at the same time."""
     replicas = file.ingress.replicas
-    least = replicas if isinstance(replicas, int) else replicas[0]
-    needs = Needs(least * file.ingress.num_cpus + LAUNCH_CPUS + 0.2, 0.0, "ingress, memory, launch")
+    most = replicas if isinstance(replicas, int) else replicas[1]
+    needs = Needs(most * file.ingress.num_cpus + LAUNCH_CPUS + 0.2, 0.0, "ingress, memory, launch")
     for deployment in load_pool(file.pool).deployments.values():
         keys = file.models.get(deployment.id)
         most = (keys.max_replicas if keys else None) or deployment.max_replicas

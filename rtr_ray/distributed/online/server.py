@@ -65,7 +65,7 @@ class OnlineServer(ChunkServer):
         self, folded: Folded, body: dict[str, Any], stream: bool
     ) -> AsyncIterator[dict[str, Any]]:
         request = self._request(body | COUNTING)
-        told = time.monotonic()
+        started = told = time.monotonic()
         source = await self.chat(request)
         async with contextlib.aclosing(source):  # closed early, the engine stops
             async for lines in source:
@@ -85,8 +85,9 @@ class OnlineServer(ChunkServer):
         if not folded.ended:
             yield {"failure": {"message": "the engine's stream ended before its end", "maybe_paid": True}}
             return
+        took_s = time.monotonic() - started
         choices = None if stream else folded.response_choices()
-        yield {"counted": _numbers(folded), "choices": choices, "ended": True}
+        yield {"counted": _numbers(folded), "choices": choices, "ended": True, "took_s": took_s}
 
     async def stop(self, call: str) -> tuple[int, int, int] | None:
         """What a call has generated so far; None where it never came here, and it never will begin.

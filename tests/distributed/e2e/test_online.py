@@ -8,14 +8,17 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -266,6 +269,50 @@ def test_a_table_is_shown_and_feedback_becomes_outcomes(online: Online) -> None:
     assert outcomes.query_ids == (answer.id,)
     assert outcomes.queries == (ASK[0]["content"],)
     assert outcomes.accuracy.tolist() == [[1.0]]
+
+
+def test_another_router_is_used_and_rolled_back_while_requests_come_and_none_is_dropped(
+    online: Online,
+) -> None:
+    other = online.folder / "other"
+    other.mkdir()
+    shutil.copy(online.folder / "pool.yaml", other)
+    Workbench(other, "none").router({"nano": 0.9})
+    shutil.copytree(online.folder / "router", online.folder / "aside")
+    seen: list[str] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        client = online.client()
+        while not ended.is_set():
+            raw = client.chat.completions.with_raw_response.create(model="auto", messages=ASK, max_tokens=4)  # type: ignore[arg-type]
+            seen.append(raw.headers["x-rtr-router"])
+
+    with ThreadPoolExecutor(3) as threads:
+        asking = [threads.submit(ask) for _ in range(3)]
+        try:
+            _router(online, "use", str(other / "router"))
+            shutil.rmtree(online.folder / "router")  # of what was served before: there is a copy
+            _router(online, "rollback")
+        finally:
+            ended.set()
+            shutil.move(online.folder / "aside", online.folder / "router")
+        for one in asking:
+            one.result(60)
+    changes = [name for name, before in zip(seen, [None, *seen], strict=False) if name != before]
+    assert seen[0] == seen[-1]
+    assert len(set(changes)) == 2
+    health = online.call("/healthz")[1]
+    assert (health["serving"]["number"], health["refused_change"]) == (0, None)
+
+
+def _router(online: Online, *arguments: str) -> None:
+    command = [str(Path(sys.executable).parent / "rtr-ray"), "router", *arguments]
+    command += ["--config", str(online.folder / "serve.yaml")]
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Served:" in done.stdout
 
 
 @pytest.mark.parametrize(
