@@ -243,7 +243,7 @@ def test_with_keys_the_page_shows_nothing_without_one_and_of_a_key_its_own_alone
 
 
 def test_who_answers_in_place_of_the_choice_is_said(keyed: Site, browser: Browser) -> None:
-    token, _ = KeyStore(keyed.folder / "keys.sqlite").create("poor", Limits(total_usd=Decimal("0.00002")))
+    token, _ = KeyStore(keyed.folder / "keys.sqlite").create("poor", Limits(total_usd=Decimal("0.00004")))
     browser.look(1280, 844)
     browser.open(keyed.url)
     browser.run("sessionStorage.clear()")  # of the test before, in the same tab
