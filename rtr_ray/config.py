@@ -28,6 +28,7 @@ class ColumnKeys(Door):
     id: str | None = Field(None, description="the column with a unique id")
     messages: str | None = Field(None, description="the column with a conversation, instead of query")
     reference: str | None = Field(None, description="the column with the right answer, for grading only")
+    settings: str | None = Field(None, description="the column with what a row asks for itself")
 
 
 class CorpusKeys(Door):
@@ -224,6 +225,13 @@ class IngressKeys(Door):
         return replicas
 
 
+class BatchKeys(Door):
+    """Files of requests that are answered beside the others."""
+
+    share: float = Field(0.25, gt=0, le=1, description="of each model's room, above 0 and up to 1")
+    max_file_mib: float = Field(200.0, gt=0, description="MiB of an uploaded file; beyond them, 413")
+
+
 class SwapKeys(Door):
     """What can be changed while the endpoint runs: the `user_config` of its ingress."""
 
@@ -264,6 +272,7 @@ class ServeFile(SwapKeys):
     log_prompts: bool = Field(False, description="whether those lines hold the prompts")
     ingress: IngressKeys = IngressKeys()
     models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
+    batches: BatchKeys = BatchKeys()
     sandbox: SandboxKeys = SandboxKeys()
     cluster: ClusterKeys = ClusterKeys()
 

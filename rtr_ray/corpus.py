@@ -62,6 +62,7 @@ class Columns:
     id: str | None = None  # None: derived
     messages: str | None = None  # a conversation in OpenAI's form, as JSON text or list of structs
     reference: str | None = None  # the right answer; for grading only, no estimator sees it
+    settings: str | None = None  # what each row asks for itself, see `rtr_ray.terms`
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +106,20 @@ class Corpus:
     unreadable: dict[str, str] = field(default_factory=dict)  # relative name -> why it was set aside
 
     @property
+    def settings(self) -> str | None:
+        """The column with the rows' own terms, as it is named in the results."""
+        return None if self.columns.settings is None else self.renamed[self.columns.settings]
+
+    @property
     def fingerprint(self) -> str:
         """Changes when a file is added, removed or changed, or columns are read differently."""
         return fingerprint(
             [
                 sorted([file.relative, file.size, file.version] for file in self.files),
-                [self.columns.query, self.columns.id, self.columns.messages, self.columns.reference],
+                [
+                    *(self.columns.query, self.columns.id, self.columns.messages, self.columns.reference),
+                    *([self.columns.settings] if self.columns.settings else []),
+                ],
             ]
         )
 
@@ -245,6 +254,7 @@ def check_columns(names: Sequence[str], columns: Columns, file: File) -> None:
         ("id", columns.id),
         ("messages", columns.messages),
         ("reference", columns.reference),
+        ("settings", columns.settings),
     ):
         if wanted is not None and wanted not in names:
             raise DataError(

@@ -3,6 +3,7 @@
     RtrError
     ├── ConfigError         (ValueError)    what a person typed: pool.yaml, job.yaml, a flag
     ├── DataError           (ValueError)    what a file holds: a corpus, outcomes, a run folder
+    │   └── MissingError                    what somebody named is not there, or is not theirs
     ├── RouterError         (ValueError)    a router folder that does not fit its encoder or pool
     ├── BudgetError         (RuntimeError)  the money does not suffice
     ├── LedgerError         (RuntimeError)  the books would not add up; always a bug or a broken file
@@ -35,6 +36,10 @@ class ConfigError(RtrError, ValueError):
 
 class DataError(RtrError, ValueError):
     """What a file holds cannot be used."""
+
+
+class MissingError(DataError):
+    """What somebody named is not there, or belongs to somebody else."""
 
 
 class RouterError(RtrError, ValueError):

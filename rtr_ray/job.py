@@ -111,7 +111,7 @@ def check_output(output: str) -> None:
 
 def columns_of(keys: ColumnKeys) -> Columns:
     """The columns that a file names."""
-    return Columns(keys.query, keys.id, keys.messages, keys.reference)
+    return Columns(keys.query, keys.id, keys.messages, keys.reference, keys.settings)
 
 
 def check_sandbox(keys: SandboxKeys) -> None:

@@ -21,6 +21,7 @@ from rtr_ray.policies.base import FittedPolicy, with_runner_up
 from rtr_ray.pool import Pool, only_text, size_of
 from rtr_ray.router import Router
 from rtr_ray.schemas import PREDICTIONS, RESULTS, stamp, stamped
+from rtr_ray.terms import Terms
 from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Plan, Query, RoutingTable
 
 ESTIMATES = ("accuracy", "output_tokens", "output_tokens_p95", "cost_usd")
@@ -33,6 +34,7 @@ def table_part(
     router: Router,
     keep_embeddings: bool = False,
     seen: Callable[[FloatArray], None] | None = None,
+    settings: str | None = None,
 ) -> tuple[pa.Table, RoutingTable]:
     """Encode a block of rows and predict its routing table.
 
@@ -41,6 +43,7 @@ def table_part(
         router: Predicts.
         keep_embeddings: Whether a column `_embedding` keeps what was encoded.
         seen: Told the embeddings of the usable rows.
+        settings: The column with each row's own terms, as it is named here; None: there are none.
 
     Returns:
         The block with the table's columns, and the table of its usable rows.
@@ -55,6 +58,8 @@ def table_part(
     table = router.table(ids, embeddings_QD, sizes, texts)
     bounded_QC = _bounded(block.filter(pa.array(usable)), router.pool, table.candidates)
     table = replace(table, allowed=table.allowed & bounded_QC)
+    if settings is not None:
+        table = _on_terms(block.filter(pa.array(usable)), settings, router.pool, table)
     for name in ESTIMATES:
         block = block.append_column(f"_{name}", _spread(getattr(table, name), usable, pa.float32()))
     block = block.append_column("_allowed", _spread(table.allowed, usable, pa.bool_()))
@@ -72,6 +77,16 @@ def _bounded(block: pa.Table, pool: Pool, candidates: Sequence[Candidate]) -> Bo
     )
     bounded_QC: BoolArray = text_Q[:, None] | known_C
     return bounded_QC
+
+
+def _on_terms(block: pa.Table, settings: str, pool: Pool, table: RoutingTable) -> RoutingTable:
+    """The table with what the rows themselves allow."""
+    columns = [block[name].to_pylist() for name in (QUERY_ID, TEXT, MESSAGES, settings)]
+    allowed_QC = table.allowed.copy()
+    for row, (name, text, messages, terms) in enumerate(zip(*columns, strict=True)):
+        query = Query(name, text, None if messages is None else tuple(json.loads(messages)))
+        allowed_QC[row] &= Terms.read(terms).allow(pool, table.candidates, query, table.cost_usd[row])
+    return replace(table, allowed=allowed_QC)
 
 
 def _sizes(block: pa.Table) -> FloatArray:

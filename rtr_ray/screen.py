@@ -29,6 +29,7 @@ class Stage:
     unit: str = "rows"
     done: float = 0.0
     note: str = ""  # what is worth a word just now
+    ended_as: Mapping[str, int] = field(default_factory=dict)  # status -> rows, where that is known
     share: float | None = None  # how much of the work is done, where rows tell it badly
     started: float = field(default_factory=time.monotonic)
     resumed: float = 0.0  # what was done before this run of the job

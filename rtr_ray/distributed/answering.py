@@ -139,6 +139,7 @@ class Answering:
     screen: Screen
     budget_usd: Decimal | None = None
     grader: Grader | None = None
+    settings: str | None = None  # the column with the rows' own terms
     ledger: Any = field(default=None, init=False)  # actor handle; each folder has one of its own
     guard: Guard | None = None
     rent: Rent | None = None
@@ -319,6 +320,7 @@ class Answering:
                 self.keys.sandbox_keys,
                 self.grader,
                 self.ledger,
+                self.settings,
             )
             crews[deployment.id] = Crew(work)
 
@@ -356,6 +358,7 @@ class Answering:
         balance = snapshot.balance
         plan = stage.total = self.rows_total
         stage.done = sum(snapshot.rows.values()) + feed.unrouted
+        stage.ended_as = snapshot.rows
         tokens = sum(account.output_tokens for account in balance.accounts.values())
         if expected_tokens and plan:
             # the longest answers come first: rows alone would promise too much time

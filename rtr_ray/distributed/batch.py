@@ -8,7 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
@@ -43,7 +43,13 @@ from rtr_ray.summary import Tally, plain, summary
 from rtr_ray.types import Candidate
 
 
-def run_job(job: Job, screen: Screen, fresh: bool = False, retry_failed: bool = False) -> dict[str, Any]:
+def run_job(
+    job: Job,
+    screen: Screen,
+    fresh: bool = False,
+    retry_failed: bool = False,
+    stopping: threading.Event | None = None,
+) -> dict[str, Any]:
     """Route and answer a corpus; go on where an earlier run of the same job stopped.
 
     Args:
@@ -51,6 +57,7 @@ def run_job(job: Job, screen: Screen, fresh: bool = False, retry_failed: bool = 
         screen: Where to show how far it is.
         fresh: Move an older run in the same folder aside.
         retry_failed: Ask rows again that failed without being paid for.
+        stopping: Set, it ends the run as the first Ctrl-C does: with what has been sent waited for.
 
     Returns:
         The content of `summary.json`.
@@ -59,7 +66,7 @@ def run_job(job: Job, screen: Screen, fresh: bool = False, retry_failed: bool = 
         RtrError: In one sentence, whatever stands in the way.
     """
     with opened(job, screen, fresh) as folder:
-        return _Run(job, folder, screen).run(retry_failed)
+        return _Run(job, folder, screen, stopping or threading.Event()).run(retry_failed)
 
 
 def plan_job(job: Job, screen: Screen, fresh: bool = False, pilot: bool = False) -> dict[str, Any]:
@@ -196,6 +203,7 @@ class _Run:
     job: Job
     folder: RunFolder
     screen: Screen
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, retry_failed: bool) -> dict[str, Any]:
         """All stages."""
@@ -203,9 +211,7 @@ class _Run:
         resources = ray.cluster_resources()
         if not file.cluster.grows:
             check_encoders(encoders_of(file.encoder), resources)
-        answering = Answering.prepare(
-            self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
-        )
+        answering = self._answering()
         try:
             planning = Planning(self.job, self.folder, self.screen)
             if not planning.routed and self._fit_together(answering, resources):
@@ -233,10 +239,7 @@ class _Run:
         Raises:
             DataError: If the corpus is too small to have a pilot.
         """
-        file = self.job.file
-        answering = Answering.prepare(
-            self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
-        )
+        answering = self._answering()
         try:
             plan = planning.plan()
             pilots = [one for one in planning.slices if one.is_pilot]
@@ -251,6 +254,14 @@ class _Run:
         if answering.stopping.is_set():
             raise KeyboardInterrupt
         return plan
+
+    def _answering(self) -> Answering:
+        file = self.job.file
+        answering = Answering.prepare(
+            self.folder, self.job.pool, file, self.screen, file.budget_usd, self.job.grader
+        )
+        answering.settings, answering.stopping = self.job.corpus.settings, self.stopping
+        return answering
 
     def _forget_failed(self) -> None:
         """Take rows that failed out of the results, so that they are asked again."""

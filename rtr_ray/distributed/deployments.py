@@ -39,8 +39,8 @@ def launch(deployments: Mapping[str, Deployment]) -> None:
 class Deployments:
     """The applications that one job owns, by the id of their deployment.
 
-    Owned: started here, and taken down at every ending. Attached (`prefix` of running
-    applications): neither.
+    Owned: started here, and taken down at every ending. Attached: neither; `prefix` is that of
+    running applications, or the name of one whose parts they are, as the online endpoint's is.
     """
 
     prefix: str
@@ -91,6 +91,8 @@ class Deployments:
         name = self.app_name(deployment)
         app = known.get(name)
         if app is None:
+            if (part := self._part(deployment, known)) is not None:
+                return self._is_part_ready(deployment, known[self.prefix].deployments[part])
             if self.attached:
                 raise PlacementError(
                     f"No running application '{name}' to attach to. Running: {', '.join(known) or 'none'}."
@@ -117,6 +119,26 @@ class Deployments:
             )
         return False
 
+    def _part(self, deployment: Deployment, known: Mapping[str, Any]) -> str | None:
+        """The part of the application `prefix` that a deployment is, as Ray Serve LLM names it."""
+        app = known.get(self.prefix)
+        if app is None or not self.attached or self.app_name(deployment) in known:
+            return None
+        name = deployment.id.replace("/", "--").replace(".", "_")
+        return next((one for one in app.deployments if one.endswith(f":{name}")), None)
+
+    def _is_part_ready(self, deployment: Deployment, part: Any) -> bool:
+        now = time.monotonic()
+        if part.status in ("HEALTHY", "UPSCALING", "DOWNSCALING"):
+            self._since[deployment.id] = now
+            return True
+        if now - self._since.setdefault(deployment.id, now) > self.startup_timeout_s:
+            raise ExecutionError(
+                f"The deployment '{deployment.id}' of the application '{self.prefix}' is not up: "
+                f"{_reason(part.message)}"
+            )
+        return False
+
     @staticmethod
     def _restarting(app: Any) -> bool:
         return app.status == "UNHEALTHY" and any(
@@ -135,7 +157,10 @@ class Deployments:
 
     def handle(self, deployment: Deployment) -> tuple[str, str]:
         """Deployment and application name, for `serve.get_deployment_handle`."""
-        app = serve.status().applications[self.app_name(deployment)]
+        known = serve.status().applications
+        if (part := self._part(deployment, known)) is not None:
+            return part, self.prefix
+        app = known[self.app_name(deployment)]
         (name,) = app.deployments
         return name, self.app_name(deployment)
 

@@ -36,6 +36,7 @@ from rtr_ray.parts import queries
 from rtr_ray.pool import Deployment, Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.storage import Store, open_store, read_table
+from rtr_ray.terms import Terms
 from rtr_ray.types import Candidate, Request, Usage
 
 MOVED = "moved/"
@@ -65,6 +66,7 @@ class DispatchWork:
     sandbox: SandboxKeys
     grader: Grader | None
     ledger: Any  # actor handle
+    settings: str | None = None  # the column with the rows' own terms
 
 
 class DispatchActor:
@@ -116,7 +118,7 @@ class DispatchActor:
             books,
             dispatcher,
         )
-        requests = _requests(work.pool, part, index, done, moved)
+        requests = _requests(work.pool, part, index, done, moved, work.settings)
         self._running.append(dispatcher)
         if self._draining:
             dispatcher.drain()
@@ -207,14 +209,16 @@ def _requests(
     index: dict[str, int],
     done: Collection[str],
     moved: Collection[str] = (),
+    settings: str | None = None,
 ) -> Iterator[Request]:
     """The requests of a plan part that are still to be answered; `index` learns the row of each."""
     samples = part[SAMPLE].to_pylist() if SAMPLE in part.column_names else [0] * len(part)
     longest = [None if tokens is None else math.ceil(tokens) for tokens in part[_LONGEST].to_pylist()]
-    asked = enumerate(zip(queries(part), samples, longest, strict=True))
-    for row, ((query, candidate), sample, expected) in asked:
+    terms = [None] * len(part) if settings is None else part[settings].to_pylist()
+    asked = enumerate(zip(queries(part), samples, longest, terms, strict=True))
+    for row, ((query, candidate), sample, expected, own) in asked:
         if query.query_id not in moved and f"{query.query_id}|{candidate}|{sample}" not in done:
-            request = pool.request(query, candidate, sample)
+            request = Terms.read(own).applied(pool.request(query, candidate, sample), pool)
             index[request.key] = row
             yield replace(request, expected_tokens=expected)
 

@@ -100,7 +100,9 @@ class TableActor:
 
         blocks = read_split(work.corpus, split, work.keys.batch_rows)
         for block in _prefetched(blocks, _AHEAD):
-            part, table = table_part(block, self._router, work.keys.keep_embeddings, look)
+            part, table = table_part(
+                block, self._router, work.keys.keep_embeddings, look, work.corpus.settings
+            )
             tables.append(part)
             sketches.append(work.policy.sketch(table))
         if not tables:

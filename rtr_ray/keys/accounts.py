@@ -118,7 +118,9 @@ class Books:
         # of several reasons the one that ends first; of those that last, the cheapest offer's
         return _refusal(min(reversed(blocks), key=lambda block: block.wait_s))
 
-    def allot(self, hold_id: str, key_id: str, wanted_usd: Decimal | None) -> Decimal | Refusal | None:
+    def allot(
+        self, hold_id: str, key_id: str, wanted_usd: Decimal | None, most_usd: Decimal | None = None
+    ) -> Decimal | Refusal | None:
         """Put aside for a whole batch; gives how much that is, None where nothing bounds it.
 
         The hold belongs to the batch and not to a process: no lease ends it, but the batch's end does.
@@ -128,6 +130,8 @@ class Books:
             hold_id: Of the batch; asked again, it has what it had.
             key_id: Who pays.
             wanted_usd: What it may spend; None: all that is left.
+            most_usd: What it can come to at most: no more than that is taken of all that is left. None:
+                nobody knows.
         """
         payer, everybody = self._account(key_id), self._account(GLOBAL)
         if payer is None or payer.revoked or payer.id == GLOBAL or everybody is None:
@@ -140,7 +144,10 @@ class Books:
             if budget is not None
         ]
         bounded = wanted_usd is not None or bool(lefts)
-        usd = to_usd(max(min(lefts, default=0), 0)) if wanted_usd is None else wanted_usd
+        left_usd = to_usd(max(min(lefts, default=0), 0))
+        usd = wanted_usd
+        if usd is None:
+            usd = left_usd if most_usd is None else min(left_usd, most_usd)
         ask = Ask(hold_id, key_id, (Offer(_BATCH, usd, 0),))
         if (found := self._found(ask)) is None:
             if blocks := [*self._money(accounts, ask.offers[0])]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -20,6 +20,12 @@ _WISHES = ("lam", "max_cost_usd", "min_accuracy", "candidates", "latency_weight"
 MOST_PER_SECOND = 1000.0
 """Points of accuracy; there are no more than 100, so that beyond it nothing but seconds counts."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+_CHAT_ONLY = (
+    *("messages", "tools", "tool_choice", "parallel_tool_calls", "functions", "response_format"),
+    *("top_logprobs", "reasoning_effort", "chat_template_kwargs", "max_completion_tokens"),
+)
+_MOST_LOGPROBS = 5  # of a raw completion, as OpenAI has it
+_USUAL_COMPLETION = 16  # tokens of one where nothing is asked, as OpenAI has it
 _PLAIN_ONLY = ("tools", "functions", "response_format", "logprobs", "audio", "modalities")
 """Fields that a strategy's own instruction or reading would break: only candidates without one take them."""
 
@@ -53,6 +59,7 @@ class Asked:
     max_tokens: int | None = None  # of one answer
     fields: Mapping[str, Any] = field(default_factory=dict)  # for the engine, as they came
     needs: tuple[str, ...] = ()  # fields that only a plain candidate can serve
+    prompt: str | None = None  # of a raw completion: no chat template is put around it
 
     @property
     def routed(self) -> bool:
@@ -133,6 +140,41 @@ def parse_chat(raw: bytes, pool: Pool) -> Asked:
         fields=given,
         needs=(*needs, *(("n",) if n > 1 else ())),
     )
+
+
+def parse_completion(raw: bytes, pool: Pool) -> Asked:
+    """What a raw completion asks for. Its prompt stands for a conversation wherever one is read.
+
+    Raises:
+        RequestError: As `parse_chat`.
+    """
+    body = parse_json(raw)
+    prompt = _prompt(body.pop("prompt", None))
+    for name in body:
+        if name in _CHAT_ONLY:
+            raise RequestError(
+                f"A raw completion has no {name}. Leave it out, or ask /v1/chat/completions.",
+                param=name,
+                code="unknown_parameter",
+            )
+    logprobs = _whole(0, _MOST_LOGPROBS)("logprobs", body.pop("logprobs", None))
+    messages = [{"role": "user", "content": prompt}]
+    asked = parse_chat(json.dumps(body | {"messages": messages}).encode(), pool)
+    fields = dict(asked.fields) | ({} if logprobs is None else {"logprobs": logprobs})
+    longest = _USUAL_COMPLETION if asked.max_tokens is None else asked.max_tokens
+    return replace(asked, prompt=prompt, fields=fields, max_tokens=longest, needs=("prompt", *asked.needs))
+
+
+def _prompt(value: Any) -> str:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        (value,) = value
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        raise _wrong("prompt", "holds several texts", "send a request for each, so that each is routed")
+    if isinstance(value, list) and value:
+        raise _wrong("prompt", "holds tokens, which mean something else to each model", "send the text")
+    if not isinstance(value, str) or not value:
+        raise _wrong("prompt", "is missing, empty or no text", "give a text")
+    return value
 
 
 def _target(name: Any, pool: Pool) -> tuple[str | None, Candidate | None, float | None]:

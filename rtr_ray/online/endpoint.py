@@ -11,13 +11,13 @@ import contextvars
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rtr_ray.answers import Answerer
 from rtr_ray.gate import Caller, Gate, Hold, Offer, Refusal
-from rtr_ray.online.asking import Asked, parse_chat
+from rtr_ray.online.asking import Asked, parse_chat, parse_completion
 from rtr_ray.online.buffered import whole_answer
 from rtr_ray.online.engines import Engines, Generation, Piece
 from rtr_ray.online.folding import Counted, usage_of
@@ -34,6 +34,7 @@ from rtr_ray.pool import Pool
 from rtr_ray.types import Candidate, Query
 
 _LOG = logging.getLogger("rtr_ray.online")
+Parse = Callable[[bytes, Pool], Asked]
 ATTEMPTS = 4
 """How often a request is put to an engine at most, where those before failed."""
 
@@ -76,38 +77,45 @@ class Endpoint:
         bearer: str | None = None,
         request_id: str = "",
         traced: Mapping[str, str] | None = None,
+        parse: Parse = parse_chat,
     ) -> Reply:
         """Answer a chat completion. What is wrong with it is a reply, too.
 
         Args:
-            raw: The body.
             bearer: The token of the Authorization header.
             request_id: Another name of the request, that feedback may use.
-            traced: The headers of W3C's trace context.
+            traced: The headers of W3C's trace context; `parse` reads the body.
         """
         try:
             with Trail(self.notes.over, request_id, traced or {}) as trail:
-                return trail.handed(await self._counted(raw, bearer, trail))
+                return trail.handed(await self._counted(raw, bearer, trail, parse))
         except RequestError as problem:
             return Reply.of(problem)
 
-    async def _counted(self, raw: bytes, bearer: str | None, trail: Trail) -> Reply:
+    async def complete(
+        self, raw: bytes, bearer: str | None = None, name: str = "", more: Any = None
+    ) -> Reply:
+        """Answer a raw completion, as `chat` answers a chat; `more` is its `traced`."""
+        return await self.chat(raw, bearer, name, more, parse_completion)
+
+    async def _counted(self, raw: bytes, bearer: str | None, trail: Trail, parse: Parse) -> Reply:
         if self.here >= self.most:
             raise overloaded(f"{self.most} requests are here already.")
         self.here += 1
         handed_on = False
         try:
-            reply = await self._chat(raw, bearer, trail)
+            reply = await self._chat(raw, bearer, trail, parse)
             handed_on = reply.events is not None
             return reply
         finally:
             if not handed_on:
                 self.here -= 1
 
-    async def _chat(self, raw: bytes, bearer: str | None, trail: Trail) -> Reply:
+    async def _chat(self, raw: bytes, bearer: str | None, trail: Trail, parse: Parse) -> Reply:
         caller = trail.caller = await self.admitted(bearer)
-        asked = parse_chat(raw, self.pool)
-        query = query_of(f"chatcmpl-{uuid.uuid4().hex}", asked.messages)
+        asked = parse(raw, self.pool)
+        kind = "chatcmpl" if asked.prompt is None else "cmpl"
+        query = query_of(f"{kind}-{uuid.uuid4().hex}", asked.messages)
         trail.id, trail.text = query.query_id, text_of(query, self.reads)
         left_out: set[str] = set()
         failed_at: list[str] = []
@@ -219,8 +227,7 @@ class Endpoint:
         self, asked: Asked, query: Query, trail: Trail, routed: Routed | None, attempt: int
     ) -> tuple[Generation, Named]:
         """The first of the candidates that can be paid, with its worst case put aside."""
-        caller = trail.caller
-        assert caller is not None
+        caller = trail.known
         orders = self._orders(asked, query, caller, routed)
         hold = await self._reserved(caller, [one.offer for one in orders])
         if isinstance(hold, Refusal):
@@ -246,8 +253,7 @@ class Endpoint:
         tokens = 0 if generation.counted is None else generation.counted.output_tokens
         took_s = generation.took_s if generation.ended else None
         self.load.end(begun, tokens / generation.order.body.get("n", 1), took_s)
-        assert trail.caller is not None
-        self.notes.closed(generation, trail.caller.name)
+        self.notes.closed(generation, trail.known.name)
         trail.closed(generation)
 
     async def _reserved(self, caller: Caller, offers: Sequence[Offer]) -> Hold | Refusal:

@@ -44,14 +44,18 @@ class Folded:
         index = part.get("index", 0)
         choice = self.choices.setdefault(index, {"index": index, "message": {"role": "assistant"}})
         message = choice["message"]
+        if part.get("text"):  # of a raw completion
+            message["content"] = (message.get("content") or "") + part["text"]
         for name, value in (part.get("delta") or {}).items():
             if name == "tool_calls":
                 _join_calls(message.setdefault("tool_calls", []), value or [])
             elif name != "role" and isinstance(value, str):
                 message[name] = (message.get(name) or "") + value
         if part.get("logprobs"):
-            known = choice.setdefault("logprobs", {"content": []})
-            known["content"] += part["logprobs"].get("content") or []
+            known = choice.setdefault("logprobs", {} if "text" in part else {"content": []})
+            for name, values in part["logprobs"].items():
+                if isinstance(values, list) and (name == "content" or "text" in part):
+                    known[name] = known.get(name, []) + values
         for name in ("finish_reason", "stop_reason"):
             if part.get(name) is not None:
                 choice[name] = part[name]

@@ -69,6 +69,17 @@ CHAT = {
     "properties": {**SETTINGS, "messages": {"type": "array", "minItems": 1, "items": _MESSAGE}},
 }
 
+_CHAT_ONLY = ("tools", "tool_choice", "response_format", "top_logprobs", "logprobs")
+COMPLETION = {
+    "type": "object",
+    "required": ["model", "prompt"],
+    "properties": {
+        **{name: schema for name, schema in SETTINGS.items() if name not in _CHAT_ONLY},
+        "logprobs": {"type": "integer", "minimum": 0, "maximum": 5},
+        "prompt": {"type": "string", "minLength": 1},
+    },
+}
+
 FEEDBACK = {
     "type": "object",
     "required": ["request_id", "score"],

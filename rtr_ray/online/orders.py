@@ -13,8 +13,9 @@ import numpy as np
 from rtr_ray.gate import Offer
 from rtr_ray.online.asking import Asked
 from rtr_ray.online.problems import RequestError
-from rtr_ray.pool import MTOK, Pool
+from rtr_ray.pool import Pool
 from rtr_ray.strategies import PLACEHOLDER, Strategy
+from rtr_ray.terms import paid_tokens
 from rtr_ray.types import BoolArray, Candidate, Query, Sampling
 
 PLAIN = "vanilla"
@@ -27,7 +28,7 @@ class Order:
 
     offer: Offer
     deployment: str
-    body: Mapping[str, Any]  # of an OpenAI chat completion, without `model`
+    body: Mapping[str, Any]  # of an OpenAI completion, without `model`; of a raw one with `prompt`
     buffered: bool  # the answer is made of what the model writes, and cannot be passed on as it comes
 
     @property
@@ -54,6 +55,7 @@ def may_serve(pool: Pool, asked: Asked, names: Collection[str] | None, up: Colle
             (wanted is None or candidate in wanted)
             and (names is None or str(candidate) in names)
             and pool.deployment(candidate).id in up
+            and (asked.prompt is None or pool.deployment(candidate).endpoint is None)
             and (
                 not asked.needs or (candidate.samples == 1 and is_plain(pool.strategies[candidate.strategy]))
             )
@@ -76,6 +78,12 @@ def order(pool: Pool, asked: Asked, query: Query, candidate: Candidate, most_usd
     Raises:
         RequestError: If that pays for no token, nobody can say what it costs, or the engine would die of it.
     """
+    if asked.prompt is not None and pool.deployment(candidate).endpoint is not None:
+        raise RequestError(
+            f"{candidate.model} is somebody else's endpoint, which takes conversations alone. Ask "
+            "/v1/chat/completions.",
+            param="prompt",
+        )
     direct = asked.model is not None
     strategy = None if direct else pool.strategies[candidate.strategy]
     messages = asked.messages if strategy is None else strategy.messages(query)
@@ -95,7 +103,7 @@ def order(pool: Pool, asked: Asked, query: Query, candidate: Candidate, most_usd
     longest = _longest(pool, asked, candidate, direct)
     limit = longest
     if most_usd is not None:
-        limit = min(limit, _paid_tokens(pool, candidate, input_tokens, count, most_usd))
+        limit = min(limit, paid_tokens(pool.price(candidate), input_tokens, most_usd, count))
         if limit < 1:
             raise RequestError(
                 f"{candidate} may cost more than ${most_usd:f} before its first token. Raise the limit, or "
@@ -103,7 +111,11 @@ def order(pool: Pool, asked: Asked, query: Query, candidate: Candidate, most_usd
                 code="max_cost",
                 param="rtr.max_cost_usd",
             )
-    body = _body(pool, asked, candidate, strategy) | {"messages": [dict(one) for one in messages]}
+    body = _body(pool, asked, candidate, strategy)
+    if asked.prompt is None:
+        body["messages"] = [dict(one) for one in messages]
+    else:
+        body["prompt"] = asked.prompt
     if not direct or asked.max_tokens is not None or limit < longest or context is None:
         body["max_tokens"] = limit
     if count > 1:
@@ -126,17 +138,6 @@ def _longest(pool: Pool, asked: Asked, candidate: Candidate, direct: bool) -> in
     return pool.deployment(candidate).context_tokens or _UNBOUNDED_TOKENS
 
 
-def _paid_tokens(pool: Pool, candidate: Candidate, input_tokens: int, count: int, most_usd: Decimal) -> int:
-    """How long each of the answers may get for the money."""
-    price = pool.price(candidate)
-    left_usd = most_usd - price.worst_case_usd(input_tokens, 0)
-    if left_usd < 0:
-        return 0
-    if not price.output_usd_per_mtok:
-        return _UNBOUNDED_TOKENS * 1000
-    return int(left_usd * MTOK / price.output_usd_per_mtok) // count
-
-
 def _body(pool: Pool, asked: Asked, candidate: Candidate, strategy: Strategy | None) -> dict[str, Any]:
     model = pool.models[candidate.model]
     sampling = model.sampling if strategy is None else strategy.sampling.over(model.sampling)
@@ -148,7 +149,7 @@ def _body(pool: Pool, asked: Asked, candidate: Candidate, strategy: Strategy | N
     stop += [given] if isinstance(given, str) else given
     if stop:
         body["stop"] = stop
-    if model.chat_template_kwargs:
+    if model.chat_template_kwargs and asked.prompt is None:
         own = dict(asked.fields.get("chat_template_kwargs") or {})
         body["chat_template_kwargs"] = own | dict(
             model.chat_template_kwargs

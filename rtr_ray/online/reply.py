@@ -75,12 +75,13 @@ class Named:
         more: Mapping[str, Any] | None = None,
     ) -> Reply:
         """A whole completion."""
+        raw = self.asked.prompt is not None
         body = {
             "id": self.id,
-            "object": "chat.completion",
+            "object": "text_completion" if raw else "chat.completion",
             "created": self.created,
             "model": self.model,
-            "choices": list(choices),
+            "choices": [_raw_choice(one) for one in choices] if raw else list(choices),
             "usage": usage_of(counted, cost_usd),
             "rtr": self._told() | dict(more or {}),
         }
@@ -91,7 +92,7 @@ class Named:
         """One event of a stream."""
         return {
             "id": self.id,
-            "object": "chat.completion.chunk",
+            "object": "chat.completion.chunk" if self.asked.prompt is None else "text_completion",
             "created": self.created,
             "model": self.model,
             "choices": list(choices),
@@ -103,6 +104,16 @@ class Named:
         if self.candidate.samples > 1:
             told["samples"] = self.candidate.samples
         return told
+
+
+def _raw_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice of a chat completion as that of a raw one."""
+    return {
+        "index": choice["index"],
+        "text": choice["message"].get("content") or "",
+        "logprobs": choice.get("logprobs"),
+        "finish_reason": choice.get("finish_reason"),
+    }
 
 
 def event(chunk: Mapping[str, Any]) -> bytes:

@@ -82,6 +82,12 @@ class Trail:
         if not self._streams:
             self.over()
 
+    @property
+    def known(self) -> Caller:
+        """Who asks, once the gate has said so."""
+        assert self.caller is not None
+        return self.caller
+
     def chosen(self, routed: Routed | None, from_ns: int) -> None:
         """The router has chosen; None: somebody was asked for by name."""
         if routed is not None:

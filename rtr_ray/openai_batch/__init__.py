@@ -2,7 +2,7 @@
 
 from rtr_ray.openai_batch.objects import Counts, budget_of, check_metadata
 from rtr_ray.openai_batch.replies import Reply, reply_of, request_id
-from rtr_ray.openai_batch.requests import BatchRequest, Problem, read_batch, write_corpora
+from rtr_ray.openai_batch.requests import BatchRequest, Problem, problem_of, read_batch, write_corpora
 from rtr_ray.openai_batch.running import BatchRun, Runner
 from rtr_ray.openai_batch.store import BatchStore
 
@@ -16,6 +16,7 @@ __all__ = [
     "Runner",
     "budget_of",
     "check_metadata",
+    "problem_of",
     "read_batch",
     "reply_of",
     "request_id",

@@ -60,6 +60,7 @@ def reply_of(row: Mapping[str, Any], batch_id: str, created: int) -> Reply:
             "predicted_accuracy": _number(row.get("predicted_accuracy")),
             "predicted_cost_usd": _number(row.get("predicted_cost_usd")),
             "runner_up": row.get("runner_up"),
+            **({"code": row["code"]} if row.get("code") is not None else {}),
         },
     }
     response = {"status_code": 200, "request_id": request_id(batch_id, custom_id, "req"), "body": body}

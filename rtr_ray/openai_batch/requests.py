@@ -100,6 +100,11 @@ def read_batch(
         yield Problem(None, "empty_file", "The file is empty: it has no line with a request.")
 
 
+def problem_of(request: BatchRequest, code: str, message: str, param: str | None = None) -> Problem:
+    """A request that cannot be asked, and why, in a sentence."""
+    return Problem(request.line, code, f"Line {request.line}: {message}", param)
+
+
 def write_corpora(requests: Iterable[BatchRequest], open_corpus: Any) -> dict[str, int]:
     """Share the requests out over one corpus for each model; gives how many each has.
 

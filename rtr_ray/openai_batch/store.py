@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from rtr_ray.errors import BudgetError, DataError, StorageError
+from rtr_ray.errors import BudgetError, DataError, MissingError, StorageError
 from rtr_ray.gate import Refusal
 from rtr_ray.keys.accounts import Books
 from rtr_ray.keys.database import Database
@@ -29,9 +29,10 @@ from rtr_ray.openai_batch.requests import CHAT, Problem
 _TABLES = (
     "CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, key_id TEXT NOT NULL, object TEXT NOT NULL)",
     "CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, key_id TEXT NOT NULL, object TEXT NOT NULL)",
+    "CREATE TABLE IF NOT EXISTS orders (id TEXT PRIMARY KEY, object TEXT NOT NULL)",
 )
 _PURPOSES = ("batch", "batch_output")
-_MOST_LISTED = 100
+_MOST_LISTED, _MOST_FILES = 100, 10_000
 _MOST_ERRORS = 100  # of a file's lines that are told; a thousand alike help nobody
 
 
@@ -39,10 +40,11 @@ _MOST_ERRORS = 100  # of a file's lines that are told; a thousand alike help nob
 class BatchStore:
     """Files and batches of all keys. Safe for threads and processes."""
 
-    path: Path  # the SQLite file; made if there is none
+    path: Path  # the SQLite file
     folder: Path  # for the bytes of files
     busy_s: float = 5.0
     now: Callable[[], float] = time.time
+    may_create: bool = True  # False: a file of keys that is gone must not come back empty
     _database: Database = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class BatchStore:
             "id": file_id, "object": "file", "bytes": size, "created_at": int(self.now()),
             "filename": filename, "purpose": purpose, "status": "processed",
         }  # fmt: skip
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             self._put(db, "files", key_id, made, new=True)
         return made
 
@@ -88,7 +90,7 @@ class BatchStore:
         """A file's object.
 
         Raises:
-            DataError: If this key has no such file.
+            MissingError: If this key has no such file.
         """
         with self._database.transaction() as db:
             return self._get(db, "files", key_id, file_id)
@@ -97,19 +99,63 @@ class BatchStore:
         """Where the bytes of a file are.
 
         Raises:
-            DataError: If this key has no such file.
+            MissingError: If this key has no such file.
         """
         return self.folder / str(self.file(key_id, file_id)["id"])
+
+    def delete_file(self, key_id: str, file_id: str) -> dict[str, Any]:
+        """Forget a file and its bytes. A batch that has begun has what it needs of it.
+
+        Raises:
+            MissingError: If this key has no such file.
+        """
+        with self._database.transaction() as db:
+            found = self._get(db, "files", key_id, file_id)
+            db.execute("DELETE FROM files WHERE id = ?", (found["id"],))
+        (self.folder / str(found["id"])).unlink(missing_ok=True)
+        return {"id": found["id"], "object": "file", "deleted": True}
+
+    def files(
+        self,
+        key_id: str,
+        after: str | None = None,
+        limit: int = 10_000,
+        purpose: str | None = None,
+        order: str = "desc",
+    ) -> dict[str, Any]:
+        """The files of a key as a page in OpenAI's form.
+
+        Raises:
+            DataError: If `after` is no file of this key, or the limit is not 1 to 10000.
+        """
+        if not 1 <= limit <= _MOST_FILES:
+            raise DataError(f"limit={limit} is not from 1 to {_MOST_FILES}.")
+        return self._page("files", key_id, after, limit, purpose, newest=order != "asc")
 
     # --- batches ---
 
     def create(
-        self, key_id: str, input_file_id: str, endpoint: str = CHAT, window: str = "24h", metadata: Any = None
+        self,
+        key_id: str,
+        input_file_id: str,
+        endpoint: str = CHAT,
+        window: str = "24h",
+        metadata: Any = None,
+        order: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A new batch, to be validated.
 
+        Args:
+            key_id: Who pays.
+            input_file_id: Of an uploaded file.
+            endpoint: Of its requests.
+            window: OpenAI's completion_window.
+            metadata: OpenAI's; may have a budget_usd.
+            order: What whoever runs it must know, now and after a restart; no client sees it.
+
         Raises:
-            DataError: If the key has no such file, or something else was asked than a batch can do.
+            DataError: If something else was asked than a batch can do.
+            MissingError: If the key has no such file.
         """
         if endpoint != CHAT:
             raise DataError(f"A batch runs on {CHAT} only. Set endpoint to it.")
@@ -117,17 +163,27 @@ class BatchStore:
             raise DataError("completion_window must be '24h'.")
         pairs = check_metadata(metadata)
         made = new_batch(f"batch_{secrets.token_hex(12)}", input_file_id, endpoint, pairs, int(self.now()))
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             if self._get(db, "files", key_id, input_file_id)["purpose"] != "batch":
                 raise DataError(f"The file '{input_file_id}' was not uploaded with the purpose 'batch'.")
             self._put(db, "batches", key_id, made, new=True)
+            if order is not None:
+                db.execute("INSERT INTO orders VALUES (?, ?)", (made["id"], json.dumps(order)))
         return made
+
+    def order(self, batch_id: str) -> dict[str, Any]:
+        """What `create` was told of a batch; empty where nothing was."""
+        with self._database.transaction() as db:
+            self._tables(db)
+            row = db.execute("SELECT object FROM orders WHERE id = ?", (batch_id,)).fetchone()
+        found: dict[str, Any] = {} if row is None else json.loads(row[0])
+        return found
 
     def retrieve(self, key_id: str, batch_id: str) -> dict[str, Any]:
         """A batch's object. Looking changes nothing.
 
         Raises:
-            DataError: If this key has no such batch.
+            MissingError: If this key has no such batch.
         """
         with self._database.transaction() as db:
             return self._get(db, "batches", key_id, batch_id)
@@ -140,15 +196,28 @@ class BatchStore:
         """
         if not 1 <= limit <= _MOST_LISTED:
             raise DataError(f"limit={limit} is not from 1 to {_MOST_LISTED}.")
-        with self._database.transaction(create=True) as db:
+        return self._page("batches", key_id, after, limit)
+
+    def _page(
+        self,
+        table: str,
+        key_id: str,
+        after: str | None,
+        limit: int,
+        purpose: str | None = None,
+        newest: bool = True,
+    ) -> dict[str, Any]:
+        with self._database.transaction(create=self.may_create) as db:
             self._tables(db)
-            before = 2**62
+            edge = 2**62 if newest else 0
             if after is not None:
-                self._get(db, "batches", key_id, after)
-                before = db.execute("SELECT rowid FROM batches WHERE id = ?", (after,)).fetchone()[0]
+                self._get(db, table, key_id, after)
+                edge = db.execute(f"SELECT rowid FROM {table} WHERE id = ?", (after,)).fetchone()[0]
+            wanted = "" if purpose is None else "AND json_extract(object, '$.purpose') = ? "
             rows = db.execute(
-                "SELECT object FROM batches WHERE key_id = ? AND rowid < ? ORDER BY rowid DESC LIMIT ?",
-                (key_id, before, limit + 1),
+                f"SELECT object FROM {table} WHERE key_id = ? AND rowid {'<' if newest else '>'} ? {wanted}"
+                f"ORDER BY rowid {'DESC' if newest else 'ASC'} LIMIT ?",
+                (key_id, edge, *([] if purpose is None else [purpose]), limit + 1),
             ).fetchall()
         found = [json.loads(text) for (text,) in rows]
         data = found[:limit]
@@ -164,7 +233,8 @@ class BatchStore:
         """Ask that a batch ends; one that is being cancelled already stays so.
 
         Raises:
-            DataError: If this key has no such batch, or it has ended.
+            MissingError: If this key has no such batch.
+            DataError: If it has ended.
         """
         with self._database.transaction() as db:
             found = self._get(db, "batches", key_id, batch_id)
@@ -176,7 +246,7 @@ class BatchStore:
 
     def unfinished(self) -> list[tuple[str, dict[str, Any]]]:
         """(key, batch) of all batches that have not ended, oldest first: what a restart goes on with."""
-        with self._database.transaction(create=True) as db:
+        with self._database.transaction(create=self.may_create) as db:
             self._tables(db)
             rows = db.execute("SELECT key_id, object FROM batches ORDER BY rowid").fetchall()
         found = [(key_id, json.loads(text)) for key_id, text in rows]
@@ -223,11 +293,14 @@ class BatchStore:
             self._put(db, "batches", key_id, found)
             return found
 
-    def allot(self, key_id: str, batch_id: str, counts: Counts) -> dict[str, Any]:
+    def allot(
+        self, key_id: str, batch_id: str, counts: Counts, most_usd: Decimal | None = None
+    ) -> dict[str, Any]:
         """Begin a batch: what it may spend is set aside from its key's budgets, in the same transaction.
 
-        That is its `metadata.budget_usd`, or all that the key has left. The object says how much, as
-        `rtr.budget_usd`; null where nothing bounds it.
+        That is its `metadata.budget_usd`, or all that the key has left, but no more than `most_usd`,
+        which it can come to at most. The object says how much, as `rtr.budget_usd`; null where nothing
+        bounds it.
 
         Raises:
             BudgetError: If the key has not got as much.
@@ -236,7 +309,7 @@ class BatchStore:
         with self._database.transaction() as db:
             batch = self._get(db, "batches", key_id, batch_id)
             books = self._books(db)
-            found = books.allot(batch_id, key_id, budget_of(batch["metadata"] or {}))
+            found = books.allot(batch_id, key_id, budget_of(batch["metadata"] or {}), most_usd)
             if isinstance(found, Refusal):
                 raise BudgetError(found.message)
             books.flush()
@@ -266,7 +339,7 @@ class BatchStore:
         row = db.execute(f"SELECT object FROM {table} WHERE id = ? AND key_id = ?", (id, key_id)).fetchone()
         if row is None:
             what = "file" if table == "files" else "batch"
-            raise DataError(f"There is no such {what} of this API key.")
+            raise MissingError(f"There is no such {what} of this API key.")
         found: dict[str, Any] = json.loads(row[0])
         return found
 

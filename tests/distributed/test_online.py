@@ -275,7 +275,7 @@ def test_the_ingress_scales_between_its_bounds_and_a_pool_may_hold_endpoints_of_
     bench = Workbench(tmp_path, "none")
     theirs = POOL["deployments"]["strong"] | {"openai": {"base_url": "http://127.0.0.1:9/v1"}}
     del theirs["source"]
-    bench.pool(deployments=POOL["deployments"] | {"strong": theirs})
+    bench.pool(deployments=dict.fromkeys(POOL["deployments"], theirs))
     file = ServeFile(
         pool=str(tmp_path / "pool.yaml"), router=str(bench.router()), folder=str(tmp_path / "kept")
     )

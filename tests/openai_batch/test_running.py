@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rtr_ray.errors import ExecutionError
+from rtr_ray.errors import BudgetError, ExecutionError, StorageError
 from rtr_ray.keys import GLOBAL, Close, KeyStore, Limits
 from rtr_ray.openai_batch import BatchStore
 from rtr_ray.openai_batch.running import BatchRun
@@ -234,3 +234,73 @@ def test_a_batch_that_does_not_complete_pays_for_what_it_has_spent(tmp_path, how
     BatchRun(store, runner, tmp_path / "work").carry_out(key, batch)
     today = keys.usage(key)[0]
     assert (today.spent_usd, today.reserved_usd) == (Decimal("0.04"), 0)  # two cents for each of two models
+
+
+def test_without_a_budget_a_batch_takes_no_more_of_its_key_than_it_can_come_to(tmp_path):
+    keys = KeyStore(tmp_path / "keys.sqlite")
+    _, key = keys.create("ann", Limits(total_usd=Decimal(10)))
+    store, batch = uploaded(tmp_path, key=key.id)
+    held = []
+    runner = Answering(cancels=lambda: held.append(keys.usage(key.id)[-1].reserved_usd))
+    run = BatchRun(store, runner, tmp_path / "work", most_usd=lambda request: Decimal("0.5"))
+    assert run.carry_out(key.id, batch)["rtr"] == {"budget_usd": "2.0"}
+    assert set(held) == {Decimal(2)}
+
+
+def test_where_the_money_ends_between_two_models_the_rest_fails_and_what_was_answered_is_kept(tmp_path):
+    store, batch = uploaded(tmp_path)
+
+    class Short(Answering):
+        def run(self, model, corpus, output, budget_usd):
+            if model != "auto":
+                raise BudgetError("The plan is too dear.")
+            yield from super().run(model, corpus, output, budget_usd)
+
+    done = BatchRun(store, Short(), tmp_path / "work", keyed=False).carry_out("ann", batch)
+    assert done["request_counts"] == {"total": 4, "completed": 3, "failed": 1}
+    error = {"code": "budget_exceeded", "message": "The plan is too dear."}
+    assert written(store, done["error_file_id"]) == {"b": error}
+
+
+def test_what_a_job_had_answered_before_it_failed_is_in_the_output(tmp_path):
+    store, batch = uploaded(tmp_path)
+    runner = Answering(fails=ExecutionError("The engine is gone."))
+    done = BatchRun(store, runner, tmp_path / "work", keyed=False).carry_out("ann", batch)
+    assert (done["status"], done["request_counts"]["completed"]) == ("failed", 1)
+    assert list(written(store, done["output_file_id"])) == ["d"]
+
+
+def test_a_batch_that_has_begun_does_not_need_its_input_file(tmp_path):
+    store, batch = uploaded(tmp_path)
+    file = store.retrieve("ann", batch)["input_file_id"]
+    runner = Answering(cancels=lambda: store.delete_file("ann", file) if store.files("ann")["data"] else None)
+    done = BatchRun(store, runner, tmp_path / "work", keyed=False).carry_out("ann", batch)
+    assert done["request_counts"]["completed"] == 4
+    other = store.create("ann", store.add_file("ann", "b.jsonl", LINES)["id"])
+    store.delete_file("ann", other["input_file_id"])
+    gone = BatchRun(store, Answering(), tmp_path / "work", keyed=False).carry_out("ann", other["id"])
+    assert gone["errors"]["data"][0]["message"] == "There is no such file of this API key."
+
+
+def test_a_database_that_is_gone_for_a_while_fails_no_batch(tmp_path):
+    store, batch = uploaded(tmp_path)
+    runner = Answering(fails=StorageError("The disk is full."))
+    with pytest.raises(StorageError):
+        BatchRun(store, runner, tmp_path / "work", keyed=False).carry_out("ann", batch)
+    done = BatchRun(store, Answering(), tmp_path / "work", keyed=False).carry_out("ann", batch)
+    assert done["status"] == "completed"
+
+
+def test_files_are_listed_in_pages_and_an_order_is_kept_beside_a_batch(tmp_path):
+    store = BatchStore(tmp_path / "keys.sqlite", tmp_path / "files")
+    ids = [store.add_file("ann", f"{i}.jsonl", LINES)["id"] for i in range(3)]
+    store.add_file("bob", "b.jsonl", LINES)
+    first = store.files("ann", limit=2)
+    assert ([one["id"] for one in first["data"]], first["has_more"]) == ([ids[2], ids[1]], True)
+    assert [one["id"] for one in store.files("ann", after=ids[1])["data"]] == [ids[0]]
+    assert [one["id"] for one in store.files("ann", order="asc")["data"]] == ids
+    assert store.files("ann", purpose="batch_output")["data"] == []
+    batch = store.create("ann", ids[0], order={"router": "here"})
+    assert store.order(batch["id"]) == {"router": "here"}
+    assert "here" not in json.dumps(store.retrieve("ann", batch["id"]))
+    assert store.order("another") == {}

@@ -20,6 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from rtr_ray.answers import Answerer
 from rtr_ray.config import ServeFile, SwapKeys, load_pool
+from rtr_ray.distributed.online.batch_routes import BATCH_ENDPOINTS, BatchRoutes, bearer
+from rtr_ray.distributed.online.batches_actor import BatchPlace, RemoteBatches
 from rtr_ray.distributed.online.metrics import ServeNotes
 from rtr_ray.distributed.online.page_routes import PAGE_ENDPOINTS, PageRoutes
 from rtr_ray.distributed.online.replicas import Replicas
@@ -27,13 +29,14 @@ from rtr_ray.distributed.online.spans import HEADERS as TRACED
 from rtr_ray.distributed.programs import runner, sandbox_of
 from rtr_ray.errors import RtrError
 from rtr_ray.executors.openai_stream import OpenAIStream
-from rtr_ray.gate import Gate, OpenGate
+from rtr_ray.gate import Caller, Gate, OpenGate
+from rtr_ray.online.batches import BatchOrder
 from rtr_ray.online.elsewhere import Elsewhere, Mixed
 from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.following import Follower
 from rtr_ray.online.live import News
 from rtr_ray.online.loading import load_chooser
-from rtr_ray.online.openapi import CHAT, FEEDBACK, described
+from rtr_ray.online.openapi import CHAT, COMPLETION, FEEDBACK, described
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
@@ -58,7 +61,7 @@ class Setting:
     gate: Callable[[], Gate] = OpenGate
 
 
-class RoutingIngress(PageRoutes, OpenAiIngress):
+class RoutingIngress(PageRoutes, BatchRoutes, OpenAiIngress):
     """Routes chat completions in this process, and passes on what the models' replicas generate."""
 
     def __init__(
@@ -96,6 +99,8 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
         self._sending: asyncio.Task[None] | None = None
         self._targets = setting.targets
         self._names = {name: handle.deployment_name for name, handle in llm_deployments.items()}
+        self._batches: RemoteBatches | None = None
+        self._swap: tuple[SwapKeys, str] = (file.swap, file.swap.router_path or "")
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over a router and a policy; one that cannot be loaded leaves the old one in place.
@@ -107,6 +112,7 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
 
     async def _take(self, keys: SwapKeys, router: str) -> None:
         chooser, shadow = await asyncio.to_thread(self._load, keys, router)
+        self._swap = (keys, router)
         if self._endpoint is None:
             await self._begin(chooser)
         assert self._endpoint is not None
@@ -136,6 +142,8 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
         """Begin what goes on beside the requests."""
         context = serve.get_replica_context()
         await self._replicas.watch(context.app_name, self._names, context.deployment)
+        self._batches = RemoteBatches(BatchPlace.of(self._file, context.app_name))
+        self._batches.start()
         self._sending = asyncio.create_task(self._send())
         self._following = asyncio.create_task(self._follower.follow())
 
@@ -157,6 +165,11 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
             keys.untrained,
         )
         return chooser, replace(shadow, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
+
+    def _batch_order(self, caller: Caller) -> BatchOrder:
+        assert self._endpoint is not None
+        unit, (keys, router) = self._endpoint.routing.chooser.normaliser_usd, self._swap
+        return BatchOrder.of(router, keys.untrained, keys.policy, unit, caller)
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
@@ -181,6 +194,10 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
         """A chat completion; `model` names the router, a model or a candidate."""
         return await self._answer(request, "chat")
 
+    async def completions(self, request: Request) -> Response:  # type: ignore[override]
+        """A raw completion."""
+        return await self._answer(request, "completions")
+
     async def route(self, request: Request) -> Response:
         """What would be chosen for a chat completion, and why."""
         return await self._answer(request, "route")
@@ -191,10 +208,11 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
             self._check_origin(request)
             raw = await self._body(request)
             if what == "route":
-                return _response(await self._endpoint.route(raw, _bearer(request)))
+                return _response(await self._endpoint.route(raw, bearer(request)))
             name = request.headers.get("x-request-id", "")[:200]
             traced = {header: value for header in TRACED if (value := request.headers.get(header))}
-            return _response(await self._endpoint.chat(raw, _bearer(request), name, traced))
+            answer = self._endpoint.complete if what == "completions" else self._endpoint.chat
+            return _response(await answer(raw, bearer(request), name, traced))
         except RequestError as error:
             return _response(Reply.of(error))
         except Exception as error:
@@ -205,19 +223,19 @@ class RoutingIngress(PageRoutes, OpenAiIngress):
     async def models(self, request: Request) -> Response:  # type: ignore[override]
         """What `model` may be."""
         assert self._endpoint is not None
-        return _response(await self._endpoint.models(_bearer(request)))
+        return _response(await self._endpoint.models(bearer(request)))
 
     async def model_data(self, model: str, request: Request) -> Response:  # type: ignore[override]
         """One of the models."""
         assert self._endpoint is not None
-        return _response(await self._endpoint.models(_bearer(request), model))
+        return _response(await self._endpoint.models(bearer(request), model))
 
     async def feedback(self, request: Request) -> Response:
         """How right the answer of a request was, from 0 to 1."""
         assert self._endpoint is not None
         try:
             self._check_origin(request)
-            await self._endpoint.admitted(_bearer(request))
+            await self._endpoint.admitted(bearer(request))
             name, score = parse_feedback(await self._body(request))
             await self._flush()
             status, body = await self._memory.score.remote(name, score)
@@ -284,12 +302,14 @@ ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
     "models": lambda app: app.get("/v1/models", openapi_extra=described(None, _LOOKS)),
     "model_data": lambda app: app.get("/v1/models/{model:path}", openapi_extra=described(None, _LOOKS)),
     "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=described(CHAT, stream=True)),
+    "completions": lambda app: app.post("/v1/completions", openapi_extra=described(COMPLETION, stream=True)),
     "route": lambda app: app.post("/v1/route", openapi_extra=described(CHAT)),
     "feedback": lambda app: app.post(
         "/v1/feedback", openapi_extra=described(FEEDBACK, (400, 401, 403, 404, 408, 409, 413, 503))
     ),
     **PAGE_ENDPOINTS,
     "health": lambda app: app.get("/healthz", openapi_extra=described(None, (503,))),
+    **BATCH_ENDPOINTS,
 }
 
 
@@ -325,8 +345,3 @@ def _response(reply: Reply) -> Response:
     if reply.events is not None:
         return _Events(reply)
     return JSONResponse(reply.body, reply.status, headers=reply.headers)
-
-
-def _bearer(request: Request) -> str | None:
-    scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None

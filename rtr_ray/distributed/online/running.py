@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,7 +13,15 @@ from ray import serve
 
 from rtr_ray.config import ServeFile, load_pool
 from rtr_ray.distributed.batch import terminable
-from rtr_ray.distributed.cluster import LAUNCH_CPUS, Needs, connected, replica_needs
+from rtr_ray.distributed.cluster import (
+    DISPATCH_CPUS,
+    LAUNCH_CPUS,
+    Needs,
+    connected,
+    encoder_needs,
+    replica_needs,
+)
+from rtr_ray.distributed.online.batches_actor import end_batches
 from rtr_ray.distributed.online.gates import check_gate, gate_of, keys_path
 from rtr_ray.distributed.online.keys_actor import end_keys_actor
 from rtr_ray.distributed.online.proxy import announce
@@ -52,7 +61,7 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False, launch: 
     _check_port(file)
     if warning is not None:
         screen.say(warning, "yellow")
-    file = ready(file, screen)
+    file = ready(file, screen).model_copy(update={"folder": str(Path(file.folder).absolute())})
     announce()
     with connected(file.cluster.address, needs_of(file)), terminable():
         started = False
@@ -68,6 +77,7 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False, launch: 
         finally:
             if started:
                 with screen.stage("stop"), contextlib.suppress(Exception):
+                    end_batches(file, NAME)
                     serve.delete(NAME)
                     if (path := keys_path(file)) is not None:
                         end_keys_actor(path)
@@ -139,10 +149,12 @@ def needs_of(file: ServeFile) -> Needs:
     """What runs at the same time."""
     replicas = file.ingress.replicas
     most = replicas if isinstance(replicas, int) else replicas[1]
-    needs = Needs(most * file.ingress.num_cpus + LAUNCH_CPUS + 0.2, 0.0, "ingress, memory, launch")
+    needs = encoder_needs(1, 1.0, 0.0)  # of a batch
+    needs += Needs(most * file.ingress.num_cpus + LAUNCH_CPUS + 0.2, 0.0, "ingress, memory, launch")
     for deployment in load_pool(file.pool).deployments.values():
         keys = file.models.get(deployment.id)
         most = (keys.max_replicas if keys else None) or deployment.max_replicas
+        needs += Needs(DISPATCH_CPUS)
         for _ in range(most):
             needs += replica_needs(deployment)
     return needs

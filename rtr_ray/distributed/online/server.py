@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from ray.serve.llm import LLMConfig
+from ray.serve.llm.openai_api_models import CompletionRequest
 
 from rtr_ray.distributed.server import COUNTING, ChunkServer, events_of
 from rtr_ray.online.folding import Folded
@@ -34,11 +35,11 @@ class OnlineServer(ChunkServer):
         await super().__init__(llm_config, **more)
 
     async def generate(self, call: str, body: dict[str, Any], stream: bool) -> AsyncIterator[dict[str, Any]]:
-        """Answer a chat request.
+        """Answer a request.
 
         Args:
             call: Its name, for `stop`.
-            body: Of an OpenAI chat completion, without `model`.
+            body: Of an OpenAI chat completion, without `model`; with `prompt`, of a raw completion.
             stream: Whether the chunks are wanted as they come, or the choices at the end.
 
         Yields:
@@ -64,9 +65,8 @@ class OnlineServer(ChunkServer):
     async def _pieces(
         self, folded: Folded, body: dict[str, Any], stream: bool
     ) -> AsyncIterator[dict[str, Any]]:
-        request = self._request(body | COUNTING)
         started = told = time.monotonic()
-        source = await self.chat(request)
+        source = await self._source(body | COUNTING)
         async with contextlib.aclosing(source):  # closed early, the engine stops
             async for lines in source:
                 chunks = []
@@ -88,6 +88,11 @@ class OnlineServer(ChunkServer):
         took_s = time.monotonic() - started
         choices = None if stream else folded.response_choices()
         yield {"counted": _numbers(folded), "choices": choices, "ended": True, "took_s": took_s}
+
+    async def _source(self, body: dict[str, Any]) -> Any:
+        if "prompt" in body:
+            return await self.completions(CompletionRequest(model=self._llm_config.model_id, **body))
+        return await self.chat(self._request(body))
 
     async def stop(self, call: str) -> tuple[int, int, int] | None:
         """What a call has generated so far; None where it never came here, and it never will begin.
