@@ -268,6 +268,8 @@ class ServeFile(SwapKeys):
     keys: str | None = Field(
         None, description="a file of rtr-ray keys, on the head node; none: anybody spends"
     )
+    request_log: bool = Field(True, description="whether a line for each request is kept in folder")
+    log_prompts: bool = Field(False, description="whether those lines hold the prompts")
     ingress: IngressKeys = IngressKeys()
     models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
     batches: BatchKeys = BatchKeys()
@@ -292,6 +294,11 @@ class ServeFile(SwapKeys):
     def feedback_uri(self) -> str:
         """Where outcomes from feedback go."""
         return self.feedback or f"{self.folder.rstrip('/')}/feedback"
+
+    @property
+    def requests_folder(self) -> Path:
+        """Where a line for each request goes."""
+        return Path(self.folder) / "requests"
 
 
 def absolute(uri: str) -> str:

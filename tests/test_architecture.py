@@ -51,6 +51,7 @@ ONLY_IN = {
     "openai": {"executors.openai", "executors.openai_stream"},
     "boto3": {"storage"},
     "matplotlib": {"reports.png"},
+    "opentelemetry": {"distributed"},
 }
 """package -> modules, or folders of modules, that may import it."""
 

@@ -12,6 +12,7 @@ from rtr_ray.cli.routers import router_app
 from rtr_ray.cli.serving import serve
 from rtr_ray.cli.shared import app
 from rtr_ray.cli.trying import demo, validate
+from rtr_ray.cli.watching import grafana
 
 __all__ = [
     "app",
@@ -19,6 +20,7 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "grafana",
     "import_outcomes",
     "keys_app",
     "main",

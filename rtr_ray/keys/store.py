@@ -138,6 +138,19 @@ class KeyStore:
             ids = db.execute("SELECT id FROM keys WHERE id != ? ORDER BY created_at, rowid", (GLOBAL,))
             return [_key(db, id) for (id,) in ids.fetchall()]
 
+    def names(self) -> list[tuple[str, str]]:
+        """Id and name of every key that is not revoked, oldest first; one query, however many there are.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        with self._database.transaction() as db:
+            found = db.execute(
+                "SELECT id, name FROM keys WHERE id != ? AND revoked_at IS NULL ORDER BY created_at, rowid",
+                (GLOBAL,),
+            )
+            return [(id, name) for id, name in found.fetchall()]
+
     def has_keys(self) -> bool:
         """Whether there is a key that is not revoked.
 

@@ -28,11 +28,13 @@ from rtr_ray.online.problems import RequestError, overloaded, unavailable
 from rtr_ray.online.reply import DONE, Named, Reply, event, failed
 from rtr_ray.online.routing import Question, Routed, Routing
 from rtr_ray.online.showing import model_cards, routing_shown
+from rtr_ray.online.trail import Trail
 from rtr_ray.online.turns import Reads, query_of, text_of
 from rtr_ray.pool import Pool
 from rtr_ray.types import Candidate, Query
 
 _LOG = logging.getLogger("rtr_ray.online")
+Parse = Callable[[bytes, Pool], Asked]
 ATTEMPTS = 4
 """How often a request is put to an engine at most, where those before failed."""
 
@@ -69,58 +71,60 @@ class Endpoint:
     def __post_init__(self) -> None:
         self.load = Load(self.pool, self.targets)
 
-    async def chat(self, raw: bytes, bearer: str | None = None, request_id: str = "") -> Reply:
+    async def chat(
+        self,
+        raw: bytes,
+        bearer: str | None = None,
+        request_id: str = "",
+        traced: Mapping[str, str] | None = None,
+        parse: Parse = parse_chat,
+    ) -> Reply:
         """Answer a chat completion. What is wrong with it is a reply, too.
 
         Args:
-            raw: The body.
             bearer: The token of the Authorization header.
             request_id: Another name of the request, that feedback may use.
+            traced: The headers of W3C's trace context; `parse` reads the body.
         """
-        return await self._counted(raw, bearer, request_id, parse_chat)
+        try:
+            with Trail(self.notes.over, request_id, traced or {}) as trail:
+                return trail.handed(await self._counted(raw, bearer, trail, parse))
+        except RequestError as problem:
+            return Reply.of(problem)
 
-    async def complete(self, raw: bytes, bearer: str | None = None, request_id: str = "") -> Reply:
-        """Answer a raw completion, as `chat` answers a chat."""
-        return await self._counted(raw, bearer, request_id, parse_completion)
-
-    async def _counted(
-        self, raw: bytes, bearer: str | None, request_id: str, parse: Callable[[bytes, Pool], Asked]
+    async def complete(
+        self, raw: bytes, bearer: str | None = None, name: str = "", more: Any = None
     ) -> Reply:
-        """One of the requests that may be here at the same time.
+        """Answer a raw completion, as `chat` answers a chat; `more` is its `traced`."""
+        return await self.chat(raw, bearer, name, more, parse_completion)
 
-        Args:
-            raw: The body.
-            bearer: The token of the Authorization header.
-            request_id: Another name of the request, that feedback may use.
-            parse: Reads the body.
-        """
+    async def _counted(self, raw: bytes, bearer: str | None, trail: Trail, parse: Parse) -> Reply:
         if self.here >= self.most:
-            return Reply.of(overloaded(f"{self.most} requests are here already."))
+            raise overloaded(f"{self.most} requests are here already.")
         self.here += 1
         handed_on = False
         try:
-            reply = await self._chat(raw, bearer, request_id, parse)
+            reply = await self._chat(raw, bearer, trail, parse)
             handed_on = reply.events is not None
             return reply
-        except RequestError as problem:
-            return Reply.of(problem)
         finally:
             if not handed_on:
                 self.here -= 1
 
-    async def _chat(
-        self, raw: bytes, bearer: str | None, request_id: str, parse: Callable[[bytes, Pool], Asked]
-    ) -> Reply:
-        caller = await self.admitted(bearer)
+    async def _chat(self, raw: bytes, bearer: str | None, trail: Trail, parse: Parse) -> Reply:
+        caller = trail.caller = await self.admitted(bearer)
         asked = parse(raw, self.pool)
         kind = "chatcmpl" if asked.prompt is None else "cmpl"
         query = query_of(f"{kind}-{uuid.uuid4().hex}", asked.messages)
+        trail.id, trail.text = query.query_id, text_of(query, self.reads)
         left_out: set[str] = set()
         failed_at: list[str] = []
         for attempt in range(ATTEMPTS):
+            began_ns = time.time_ns()
             routed = await self.routed(asked, query, caller, left_out) if asked.routed else None
-            generation, named = await self._begun(asked, query, caller, routed, attempt)
-            note = Note(query, text_of(query, self.reads), named, caller.name, request_id)
+            trail.chosen(routed, began_ns)
+            generation, named = await self._begun(asked, query, trail, routed, attempt)
+            note = Note(query, trail.text, named, caller.name, trail.other_id)
             handed_on = False
             try:
                 reply = await self._answered(generation, named, note)
@@ -220,9 +224,10 @@ class Endpoint:
             self.notes.shadow(await shadow.route(question))
 
     async def _begun(
-        self, asked: Asked, query: Query, caller: Caller, routed: Routed | None, attempt: int
+        self, asked: Asked, query: Query, trail: Trail, routed: Routed | None, attempt: int
     ) -> tuple[Generation, Named]:
         """The first of the candidates that can be paid, with its worst case put aside."""
+        caller = trail.known
         orders = self._orders(asked, query, caller, routed)
         hold = await self._reserved(caller, [one.offer for one in orders])
         if isinstance(hold, Refusal):
@@ -238,16 +243,18 @@ class Endpoint:
             call=f"{query.query_id}.{attempt}",
             stream=asked.stream and not chosen.buffered,
             keep=self.keep,
-            told=lambda one: self._told(one, caller, begun),
+            told=lambda one: self._told(one, trail, begun),
         )
+        trail.begun(generation, routed)
         return generation, Named(query.query_id, int(time.time()), asked, chosen.candidate, routed)
 
-    def _told(self, generation: Generation, caller: Caller, begun: Begun) -> None:
+    def _told(self, generation: Generation, trail: Trail, begun: Begun) -> None:
         """A generation is over, and its money closed."""
         tokens = 0 if generation.counted is None else generation.counted.output_tokens
         took_s = generation.took_s if generation.ended else None
         self.load.end(begun, tokens / generation.order.body.get("n", 1), took_s)
-        self.notes.closed(generation, caller.name)
+        self.notes.closed(generation, trail.known.name)
+        trail.closed(generation)
 
     async def _reserved(self, caller: Caller, offers: Sequence[Offer]) -> Hold | Refusal:
         """A hold; one that comes too late, since the client is gone, is released."""

@@ -9,6 +9,7 @@ from typing import Any
 from rtr_ray.online.engines import Generation
 from rtr_ray.online.reply import Named
 from rtr_ray.online.routing import Routed
+from rtr_ray.online.trail import Trail
 from rtr_ray.types import Query
 
 
@@ -68,3 +69,6 @@ class Notes:
 
     def shadow(self, routed: Routed) -> None:
         """What a second router would have chosen."""
+
+    def over(self, trail: Trail) -> None:
+        """A request is over, whatever came of it."""

@@ -96,8 +96,13 @@ class FakeMemory:
     def remember(self) -> FakeMemory:
         return self
 
+    @property
+    def count(self) -> FakeMemory:
+        return self
+
     async def remote(self, rows: Any) -> None:
-        self.rows += rows
+        if isinstance(rows, list):
+            self.rows += rows
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ray.serve.llm.ingress import make_fastapi_ingress
 
 from rtr_ray.config import IngressKeys, ReplicaKeys, ServeFile, load_pool, load_serving
 from rtr_ray.distributed.engines import llm_config
-from rtr_ray.distributed.online.gates import gate_of
+from rtr_ray.distributed.online.gates import gate_of, keys_path
 from rtr_ray.distributed.online.ingress import ENDPOINTS, RoutingIngress, Setting, fastapi_app
 from rtr_ray.distributed.online.memory import Memory
 from rtr_ray.distributed.online.server import OnlineServer
@@ -90,7 +90,7 @@ def application(
         llm_deployments=models,
         model_cards=dict.fromkeys(models),
         setting=setting,
-        memory=memory.bind(file.feedback_uri),
+        memory=memory.bind(file.feedback_uri, keys_path(file)),
     )
     return bound
 

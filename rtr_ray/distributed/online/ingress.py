@@ -23,7 +23,9 @@ from rtr_ray.config import ServeFile, SwapKeys, load_pool
 from rtr_ray.distributed.online.batch_routes import BATCH_ENDPOINTS, BatchRoutes, bearer
 from rtr_ray.distributed.online.batches_actor import BatchPlace, RemoteBatches
 from rtr_ray.distributed.online.metrics import ServeNotes
+from rtr_ray.distributed.online.page_routes import PAGE_ENDPOINTS, PageRoutes
 from rtr_ray.distributed.online.replicas import Replicas
+from rtr_ray.distributed.online.spans import HEADERS as TRACED
 from rtr_ray.distributed.programs import runner, sandbox_of
 from rtr_ray.errors import RtrError
 from rtr_ray.executors.openai_stream import OpenAIStream
@@ -32,11 +34,13 @@ from rtr_ray.online.batches import BatchOrder
 from rtr_ray.online.elsewhere import Elsewhere, Mixed
 from rtr_ray.online.endpoint import Endpoint
 from rtr_ray.online.following import Follower
+from rtr_ray.online.live import News
 from rtr_ray.online.loading import load_chooser
 from rtr_ray.online.openapi import CHAT, COMPLETION, FEEDBACK, described
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
+from rtr_ray.online.request_log import RequestLog
 from rtr_ray.online.routing import Chooser, Routing
 from rtr_ray.online.served import Served
 from rtr_ray.pool import Deployment
@@ -57,7 +61,7 @@ class Setting:
     gate: Callable[[], Gate] = OpenGate
 
 
-class RoutingIngress(BatchRoutes, OpenAiIngress):
+class RoutingIngress(PageRoutes, BatchRoutes, OpenAiIngress):
     """Routes chat completions in this process, and passes on what the models' replicas generate."""
 
     def __init__(
@@ -72,7 +76,9 @@ class RoutingIngress(BatchRoutes, OpenAiIngress):
         file = setting.file
         self._file, self._memory = file, memory
         self._pool = load_pool(file.pool)
-        self._notes = ServeNotes()
+        self._notes = ServeNotes(
+            RequestLog(file.requests_folder, file.log_prompts) if file.request_log else None
+        )
         self._replicas = Replicas(llm_deployments, setting.limits, setting.sleeping)
         self._answerer = Answerer(
             self._pool.strategies, runner(sandbox_of(file.sandbox)), self._pool.thinking
@@ -167,15 +173,22 @@ class RoutingIngress(BatchRoutes, OpenAiIngress):
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
+        with contextlib.suppress(Exception):
+            await self._memory.count.remote(News())  # so that it looks at the budgets from now on
         while True:
             await asyncio.sleep(_SEND_S)
             with contextlib.suppress(Exception):  # it may be restarting: what is sent then is forgotten
                 await self._flush()
 
     async def _flush(self) -> None:
+        if self._notes.log is not None and (lines := self._notes.log.taken()):
+            await asyncio.to_thread(self._notes.log.write, lines)
+        news, self._notes.news = self._notes.news, News()
         rows, self._notes.waiting = self._notes.waiting, []
         if rows:
             await self._memory.remember.remote(rows)
+        if news:
+            await self._memory.count.remote(news)
 
     async def chat(self, request: Request) -> Response:  # type: ignore[override]
         """A chat completion; `model` names the router, a model or a candidate."""
@@ -197,9 +210,9 @@ class RoutingIngress(BatchRoutes, OpenAiIngress):
             if what == "route":
                 return _response(await self._endpoint.route(raw, bearer(request)))
             name = request.headers.get("x-request-id", "")[:200]
-            if what == "completions":
-                return _response(await self._endpoint.complete(raw, bearer(request), name))
-            return _response(await self._endpoint.chat(raw, bearer(request), name))
+            traced = {header: value for header in TRACED if (value := request.headers.get(header))}
+            answer = self._endpoint.complete if what == "completions" else self._endpoint.chat
+            return _response(await answer(raw, bearer(request), name, traced))
         except RequestError as error:
             return _response(Reply.of(error))
         except Exception as error:
@@ -294,6 +307,7 @@ ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
     "feedback": lambda app: app.post(
         "/v1/feedback", openapi_extra=described(FEEDBACK, (400, 401, 403, 404, 408, 409, 413, 503))
     ),
+    **PAGE_ENDPOINTS,
     "health": lambda app: app.get("/healthz", openapi_extra=described(None, (503,))),
     **BATCH_ENDPOINTS,
 }

@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayError
 
 from rtr_ray.errors import RtrError, StorageError
-from rtr_ray.keys import Key, KeyGate, KeyStore, Limits
+from rtr_ray.keys import GLOBAL, Key, KeyGate, KeyStore, Limits
 from rtr_ray.keys.operations import Operation, Result
 from rtr_ray.keys.store import LEASE_S, Usage
 from rtr_ray.pool import fingerprint
@@ -59,6 +59,22 @@ class SharedKeys:
         keys = [key for key in self._store.all_keys() if key.revoked_at is None]
         together = (None, self._store.limits(), self._store.usage())
         return [together, *((key, key.limits, self._store.usage(key.id)) for key in keys)]
+
+    def names(self) -> list[tuple[str, str]]:
+        """Id and name of every account that is not revoked; first that of all together.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        return [(GLOBAL, GLOBAL), *self._store.names()]
+
+    def usage(self, key_ids: Sequence[str]) -> list[tuple[Usage, ...]]:
+        """What some accounts have used.
+
+        Raises:
+            StorageError: If the file cannot be read.
+        """
+        return [self._store.usage(key_id) for key_id in key_ids]
 
 
 KeysActor = ray.remote(num_cpus=0, max_restarts=-1)(SharedKeys)
