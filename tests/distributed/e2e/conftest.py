@@ -16,6 +16,7 @@ import yaml
 from rtr_ray.config import load_pool, pool_path
 from rtr_ray.embedded.questions import draw
 from tests.distributed.conftest import Cluster
+from tests.distributed.e2e.serving import Online, online_endpoint
 from tests.distributed.workbench import Workbench
 
 
@@ -36,6 +37,13 @@ def served(connected: Cluster) -> Iterator[str]:
         yield APPS
     finally:
         deployments.stop(everything)
+
+
+@pytest.fixture(scope="session")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
+    """The embedded `nano`, served by the command line on a cluster of its own."""
+    with online_endpoint(tmp_path_factory.mktemp("online")) as found:
+        yield found
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`rtr-ray serve` as a user starts it, in front of real vLLM, by OpenAI's own client and plain HTTP."""
+"""The endpoint before real vLLM, by OpenAI's own client and plain HTTP."""
 
 from __future__ import annotations
 
@@ -9,125 +9,27 @@ import os
 import re
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import openai
-import psutil
 import pytest
-import yaml
 
-from rtr_ray.config import load_pool, pool_path
-from rtr_ray.keys import KeyStore, Limits
+from rtr_ray.config import load_pool
 from rtr_ray.outcomes import pivot, read_long
-from tests.browser import BROWSER, browsing
-from tests.distributed.conftest import ROOT, free_ports
+from tests.distributed.conftest import ROOT
 from tests.distributed.e2e.readme_clients import blocks
+from tests.distributed.e2e.serving import ASK, QUICK, Online
 from tests.distributed.workbench import Workbench
-from tests.online.test_dashboard import asked_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
-
-ASK = [{"role": "user", "content": "Add and subtract: 76 + 31 + 88"}]
-QUICK = {"max_retries": 0, "timeout": 300.0}
-
-
-@dataclass(frozen=True)
-class Online:
-    """A running endpoint, and a key for it."""
-
-    url: str
-    folder: Path
-    key: str
-    pid: int = 0  # of the command
-
-    def client(self, key: str | None = None) -> openai.OpenAI:
-        """OpenAI's client, unchanged but for its base_url."""
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, **QUICK)
-
-    def call(self, path: str, body: Any = None, raw: bytes | None = None, **headers: str) -> tuple[int, Any]:
-        """Status and JSON of a plain HTTP call."""
-        data = raw if raw is not None else (None if body is None else json.dumps(body).encode())
-        known = {"authorization": f"Bearer {self.key}"}
-        request = urllib.request.Request(f"{self.url}{path}", data, known | headers)
-        try:
-            with urllib.request.urlopen(request, timeout=300) as reply:
-                return reply.status, json.load(reply)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-
-
-@pytest.fixture(scope="module")
-def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
-    """The embedded `nano`, served by the command line on a cluster of its own."""
-    folder = tmp_path_factory.mktemp("online")
-    bench = Workbench(folder, "none")
-    whole = yaml.safe_load(pool_path("embedded").read_text())
-    engine = whole["deployments"]["nano"]
-    engine["source"] = str(pool_path("embedded").parent / engine["source"])
-    bench.pool(
-        deployments={"nano": engine},
-        models={"nano": whole["models"]["nano"]},
-        strategies={name: whole["strategies"][name] for name in ("vanilla", "cot", "pal")},
-        exclude=[],
-    )
-    bench.router({"nano": 0.5})
-    (port,) = free_ports(1)
-    keys = folder / "keys.sqlite"
-    token, _ = KeyStore(keys).create("ann", Limits(day_usd=Decimal(1)))
-    (folder / "serve.yaml").write_text(
-        yaml.safe_dump(
-            {
-                "pool": str(folder / "pool.yaml"),
-                "router": str(folder / "router"),
-                "policy": {"kind": "score", "lam": 0.9, "normaliser_usd": 1e-6},
-                "port": port,
-                "folder": str(folder / "kept"),
-                "keys": str(keys),
-                "ingress": {"num_cpus": 0.5, "patience_s": 240.0},
-            }
-        )
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "disabled", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    command = [str(Path(sys.executable).parent / "rtr-ray"), "serve", "--config", str(folder / "serve.yaml")]
-    log = folder / "serve.log"
-    with log.open("w") as file:
-        process = subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT)
-    found = Online(f"http://127.0.0.1:{port}", folder, token, process.pid)
-    try:
-        deadline = time.monotonic() + 900
-        while not _answers(found):
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            time.sleep(0.5)
-        yield found
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            assert process.wait(90) == 0, log.read_text()[-3000:]
-        finally:
-            process.kill()
-
-
-def _answers(online: Online) -> bool:
-    try:
-        return online.call("/healthz")[0] == 200
-    except (OSError, ValueError):  # Serve itself answers until the application is there, and not in JSON
-        return False
 
 
 def test_openais_client_calls_the_router_a_candidate_and_a_model(online: Online) -> None:
@@ -337,67 +239,6 @@ def test_what_is_not_there_is_said_in_openais_form(online: Online) -> None:
     assert online.call("/v1/nowhere")[1]["error"]["message"] == "Not Found"
 
 
-def test_a_raw_completion_is_one_of_a_plain_candidate_whole_and_streamed(online: Online) -> None:
-    client = online.client()
-    for name, answers in (("auto", "nano:vanilla"), ("nano", "nano"), ("nano:vanilla", "nano:vanilla")):
-        whole = client.completions.create(model=name, prompt="Add: 1 + 2", max_tokens=8)
-        assert (whole.object, whole.model) == ("text_completion", answers)
-        assert whole.choices[0].text
-        assert Decimal(whole.usage.cost_usd) > 0  # type: ignore[union-attr]
-        stream = client.completions.create(
-            model=name, prompt="Add: 1 + 2", max_tokens=8, stream=True,
-            stream_options={"include_usage": True},
-        )  # fmt: skip
-        chunks = list(stream)
-        assert "".join(c.choices[0].text for c in chunks if c.choices) == whole.choices[0].text
-        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
-    with pytest.raises(openai.BadRequestError, match="prompt"):
-        client.completions.create(model="nano:cot", prompt="Add: 1 + 2")
-
-
-def test_a_mixed_file_is_one_batch_for_openais_client(online: Online) -> None:
-    store = KeyStore(online.folder / "keys.sqlite")
-    token, key = store.create("batcher", Limits(total_usd=Decimal("0.1")))
-    client, other = online.client(token), online.client()
-    asked = {"a": "auto", "b": "nano", "c": "nano:cot", "d": "nano:pal", "e": "auto"}
-    lines = [
-        {"custom_id": id, "method": "POST", "url": "/v1/chat/completions",
-         "body": {"model": model, "messages": ASK, "max_tokens": 100}}
-        for id, model in asked.items()
-    ]  # fmt: skip
-    sent = "".join(json.dumps(line) + "\n" for line in lines).encode()
-    file = client.files.create(file=("in.jsonl", sent), purpose="batch")
-    assert client.files.content(file.id).read() == sent
-    assert [one.id for one in client.files.list()] == [file.id]
-    batch = client.batches.create(
-        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h",
-        metadata={"budget_usd": "0.01"},
-    )  # fmt: skip
-    for strange in (lambda: other.batches.retrieve(batch.id), lambda: other.files.retrieve(file.id)):
-        with pytest.raises(openai.NotFoundError):
-            strange()
-    assert [one.id for one in client.batches.list(limit=1)] == [batch.id]
-    deadline = time.monotonic() + 300
-    while (batch := client.batches.retrieve(batch.id)).status not in ("completed", "failed"):
-        assert time.monotonic() < deadline, batch
-        time.sleep(0.5)
-    assert batch.status == "completed", batch
-    assert batch.request_counts.completed == 5  # type: ignore[union-attr]
-    rows = map(json.loads, client.files.content(batch.output_file_id or "").text.splitlines())
-    bodies = {row["custom_id"]: row["response"]["body"] for row in rows}
-    models = {id: body["model"] for id, body in bodies.items()}
-    assert (models["b"], models["c"], models["d"]) == ("nano:vanilla", "nano:cot", "nano:pal")
-    assert bodies["d"]["choices"][0]["message"]["content"] == "195"
-    (used,) = [one for one in store.usage(key.id) if one.period == "all"]
-    assert used.spent_usd == sum(Decimal(body["rtr"]["cost_usd"]) for body in bodies.values()) > 0
-    assert (used.reserved_usd, used.unknown_usd) == (0, 0)
-    with pytest.raises(openai.BadRequestError, match="completed"):
-        client.batches.cancel(batch.id)
-    with pytest.raises(openai.BadRequestError, match="purpose"):
-        client.files.create(file=("in.jsonl", sent), purpose="fine-tune")
-    assert client.files.delete(file.id).deleted
-
-
 def test_a_thousand_connections_that_never_end_their_request_keep_nobody_out(online: Online) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
@@ -413,119 +254,3 @@ def test_a_thousand_connections_that_never_end_their_request_keep_nobody_out(onl
         answer = online.client().chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
         assert answer.choices[0].message.content
     assert online.call("/healthz")[0] == 200
-
-
-def test_who_has_no_key_gets_nothing(online: Online) -> None:
-    with pytest.raises(openai.AuthenticationError):
-        online.client("rtr-nobody").chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
-    for path, body in (
-        ("/v1/models", None), ("/v1/files", None), ("/v1/batches", None), ("/v1/batches", {}),
-        ("/v1/route", {"model": "auto", "messages": ASK}),
-    ):  # fmt: skip
-        assert online.call(path, body, authorization="Bearer rtr-nobody")[0] == 401
-
-
-def test_a_budget_pays_for_what_it_pays_for_and_what_was_spent_is_what_the_answers_say(
-    online: Online,
-) -> None:
-    store = KeyStore(online.folder / "keys.sqlite")
-    token, key = store.create("poor", Limits(total_usd=Decimal("0.00001"), candidates=("nano:vanilla",)))
-    client, spent = online.client(token), Decimal(0)
-    for _ in range(200):
-        try:
-            answer = client.chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
-        except openai.RateLimitError as error:
-            assert error.type == "budget_exceeded"  # noqa: PT017
-            break
-        assert answer.model == "nano:vanilla"
-        spent += Decimal(answer.usage.cost_usd)  # type: ignore[union-attr]
-    else:
-        pytest.fail("the budget was never used up")
-    (used,) = [one for one in store.usage(key.id) if one.period == "all"]
-    assert 0 < spent == used.spent_usd <= Decimal("0.00001")
-    assert (used.reserved_usd, used.unknown_usd) == (0, 0)
-    with pytest.raises(openai.PermissionDeniedError):
-        client.chat.completions.create(model="nano:cot", messages=ASK)  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no chromium here to look at pages with")
-def test_the_page_asks_and_shows_the_chart_the_choice_and_the_answer(online: Online, tmp_path: Path) -> None:
-    with browsing(tmp_path / "profile") as browser:
-        browser.look(1280, 900)
-        browser.open(online.url)
-        browser.until("document.querySelector('#access').open")  # it is refused without a key
-        browser.type("#key", online.key)
-        browser.until("document.querySelectorAll('#model option').length === 5")
-        browser.type("#prompt", ASK[0]["content"])
-        browser.click("#ask")
-        browser.until("document.querySelector('#facts').textContent.includes('In all')", 120)
-        chosen = browser.text("#chart text.name")
-        assert chosen in {"nano:vanilla", "nano:cot", "nano:pal"}
-        assert browser.run("document.querySelectorAll('#chart .dot').length") == 3
-        assert browser.text("#why").startswith(f"{chosen} is expected to be right")
-        assert browser.text("#answer").strip()
-        # this router believes all strategies alike, and a tie falls by the id of a request
-        assert any(f"Answered bynano:{way}" in browser.text("#facts") for way in ("vanilla", "cot", "pal"))
-        browser.until("document.querySelector('#said').textContent.includes('with the key of ann')")
-        assert "of $1.00 left" in browser.text("#budgets")
-        assert "nano" in browser.text("#replicas")
-        # before the key was typed, its data was refused: the browser writes that down itself
-        assert [one for one in browser.complaints if "401" not in one] == []
-
-
-def test_ray_exports_what_the_dashboard_asks_for(online: Online) -> None:
-    wanted = asked_for() - {"ray_rtr_shadow_total"}  # there is no second router here
-    for _ in range(20):  # a share is of so many choices at least
-        assert (
-            online.call("/v1/chat/completions", {"model": "auto", "messages": ASK, "max_tokens": 1})[0] == 200
-        )
-    assert online.call("/v1/chat/completions", {"model": "nobody", "messages": ASK})[0] == 404
-    port = exporting(online.pid)
-    deadline = time.monotonic() + 60
-    while missing := wanted - exported(port):
-        assert time.monotonic() < deadline, missing
-        time.sleep(1)
-
-
-def exporting(pid: int) -> str:
-    """The port at which the cluster of a process exports, as Ray writes it down in the session's folder."""
-    commands = [one.cmdline() for one in psutil.Process(pid).children(recursive=True)]
-    flags = [flag for command in commands for flag in command if flag.startswith("--session-dir=")]
-    (session,) = {flag.partition("=")[2] for flag in flags}
-    (file,) = Path(session).glob("metrics_export_port_*")
-    return file.read_text().strip()
-
-
-def exported(port: str) -> set[str]:
-    """The names that a node's Ray tells Prometheus."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
-        lines = reply.read().decode().splitlines()
-    return {line.partition("{")[0].partition(" ")[0] for line in lines if not line.startswith("#")}
-
-
-def test_the_log_has_a_line_for_each_request_and_no_prompt_and_no_key(online: Online) -> None:
-    answer = online.client().chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
-    deadline = time.monotonic() + 30
-    while answer.id not in (text := _log(online)):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    (line,) = [one for one in map(json.loads, text.splitlines()) if one["id"] == answer.id]
-    assert (line["key"], line["end"]) == ("ann", "answered")
-    assert line["cost_usd"] == answer.usage.cost_usd  # type: ignore[union-attr]
-    assert ASK[0]["content"] not in text
-    assert online.key not in text
-
-
-def _log(online: Online) -> str:
-    return "".join(file.read_text() for file in (online.folder / "kept" / "requests").glob("*.jsonl"))
-
-
-def test_nothing_stays_set_aside(online: Online) -> None:
-    # after all that the tests above have asked, cancelled and broken off
-    store = KeyStore(online.folder / "keys.sqlite")
-    ann = next(key for key in store.all_keys() if key.name == "ann")
-    deadline = time.monotonic() + 30
-    while any(used.reserved_usd for used in store.usage(ann.id)):
-        assert time.monotonic() < deadline, "a hold is still there"
-        time.sleep(0.2)
-    assert all(used.spent_usd > 0 and not used.unknown_usd for used in store.usage(ann.id))

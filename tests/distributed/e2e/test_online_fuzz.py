@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis import GenerationMode
 
 if TYPE_CHECKING:
-    from tests.distributed.e2e.conftest import Online
+    from tests.distributed.e2e.serving import Online
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
