@@ -14,10 +14,10 @@ autoscaling. Scenes:
 - `grows`: one in ten is up; Serve starts others as calls pile up, which takes two to four minutes each.
 - `all`: everything of the above.
 
-Told for each: the slots' busy share until 99% of the rows are answered; the time over that of a fleet that is
-never idle; how long the last 1% took; what was sent again and what of it may have been paid twice; dispatch's
-own CPU seconds per 1,000 rows (the simulation's included), by which it is known how many replicas one dispatch
-actor feeds at most. Writes benchmarks/out/fleet.json.
+Told for each: the slots' busy share until 99% of the rows are answered; the time over that of a fleet that
+is never idle; how long the last 1% took; what was sent again and what of it may have been paid twice;
+dispatch's own CPU seconds per 1,000 rows (the simulation's included), by which it is known how many replicas
+one dispatch actor feeds at most. Writes benchmarks/out/fleet.json.
 """
 
 from __future__ import annotations

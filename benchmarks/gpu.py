@@ -4,12 +4,12 @@
 
 Without a GPU it says "not run here" and ends well. With one it measures
 
-- the encoder of the paper's shape (12 layers, 768 wide, 110 million parameters, random weights): texts per second
-  of `SentenceEncoder` beside `SentenceTransformer.encode` as it comes, and the share of the rate at which the
-  GPU multiplies bf16 matrices of that size; the aim is 60%;
+- the encoder of the paper's shape (12 layers, 768 wide, 110 million parameters, random weights): texts per
+  second of `SentenceEncoder` beside `SentenceTransformer.encode` as it comes, and the share of the rate at
+  which the GPU multiplies bf16 matrices of that size; the aim is 60%;
 - vLLM with random weights (`load_format: dummy`) of the configuration that --engine names: output tokens per
-  second of `LLM.generate` with as many sequences as `max_num_seqs`, and with twice as many waiting, which is what
-  our dispatch keeps at a replica.
+  second of `LLM.generate` with as many sequences as `max_num_seqs`, and with twice as many, half of which
+  wait: that is what our dispatch keeps at a replica.
 
 Writes benchmarks/out/gpu.json.
 """
@@ -57,7 +57,7 @@ LLAMA_8B = {
 
 
 def write_encoder(folder: Path) -> str:
-    """A sentence-transformers model of the paper's shape; its weights are random, its tokenizer is a small one's."""
+    """A model of the paper's shape; its weights are random, its tokenizer is a small one's."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import AutoTokenizer, BertConfig, BertModel
