@@ -15,9 +15,9 @@ autoscaling. Scenes:
 - `all`: everything of the above.
 
 Told for each: the slots' busy share until fewer rows are left than there are slots; the time over that of a
-fleet that is never idle; how long those last rows took; what was sent again and what of it may have been paid twice;
-dispatch's own CPU seconds per 1,000 rows (the simulation's included), by which it is known how many replicas
-one dispatch actor feeds at most. Writes benchmarks/out/fleet.json.
+fleet that is never idle; how long those last rows took; what was sent again and what of it may have been paid
+twice; dispatch's own CPU seconds per 1,000 rows (the simulation's included), by which it is known how many
+replicas one dispatch actor feeds at most. Writes benchmarks/out/fleet.json.
 """
 
 from __future__ import annotations

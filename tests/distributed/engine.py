@@ -7,6 +7,7 @@ It answers sums, right or wrong as its skill decides, writes down every answer b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -27,9 +28,16 @@ _SUM = re.compile(r"(\d+) \+ (\d+)")
 class FakeEngine:
     """Answers `a + b`; right for as large a share of the queries as its skill."""
 
-    def __init__(self, name: str, skill: float, meter: str, latency_s: float = 0.0) -> None:
+    def __init__(
+        self, name: str, skill: float, meter: str, latency_s: float = 0.0, slow_one: float = 1.0
+    ) -> None:
+        """`slow_one`: how many times as long one of the replicas takes."""
         self._name, self._skill, self._latency_s = name, skill, latency_s
         self._meter = Path(meter)
+        if slow_one != 1.0:
+            with contextlib.suppress(FileExistsError):  # who comes first is the slow one
+                self._meter.with_suffix(f".{name}-slow").touch(exist_ok=False)
+                self._latency_s *= slow_one
         self._seen: set[str] = set()
 
     async def answer_chunk(

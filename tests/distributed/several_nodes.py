@@ -52,7 +52,7 @@ class PlaceTelling:
 
 def main(folder: Path) -> dict[str, Any]:
     """The run."""
-    common = {"node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
+    common = {"object_store_memory": 80_000_000}
     cluster = Cluster(True, False, {"num_cpus": 3, "include_dashboard": False, **common})
     gpu = cluster.add_node(num_cpus=1, num_gpus=1, **common)
     homes = [cluster.add_node(num_cpus=1, resources={"home": 1}, **common) for _ in range(2)]
