@@ -53,14 +53,17 @@ class Parquet:
         found: list[Split] = []
         start, first, count, size = 0, 0, 0, 0
         most = _PARQUET_BYTES * bytes
-        for group in range(footer.num_row_groups):
-            count += footer.row_group(group).num_rows
-            size += footer.row_group(group).total_byte_size
-            if count >= rows or size >= most or group == footer.num_row_groups - 1:
+        for group in range(footer.num_row_groups + 1):
+            last = group == footer.num_row_groups
+            more = 0 if last else footer.row_group(group).total_byte_size
+            if count and (last or count >= rows or size + more > most):
                 few = max(1, count * most // max(size, 1))
                 for skip, piece in _pieces(count, min(rows, few)):
-                    found.append(Split(file, first + skip, start, group + 1, piece, skip))
-                start, first, count, size = group + 1, first + count, 0, 0
+                    found.append(Split(file, first + skip, start, group, piece, skip))
+                start, first, count, size = group, first + count, 0, 0
+            if not last:
+                count += footer.row_group(group).num_rows
+                size += more
         return found
 
     def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:

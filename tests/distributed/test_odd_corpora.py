@@ -1,4 +1,4 @@
-"""Corpora and replicas of odd shapes: one row, hundreds of files, rows of every length, one very slow replica."""
+"""Corpora and replicas of odd shapes: one row, many files, rows of every length, one very slow replica."""
 
 from __future__ import annotations
 
