@@ -59,9 +59,9 @@ class Fleet:
     """What is simulated."""
 
     replicas: int = 1000
-    slots: int = 16  # sequences that an engine generates at once
+    slots: int = 32  # sequences that an engine generates at once
     max_in_flight: int = 32  # requests that may be at a replica, as the pool says
-    chunk: int = 16
+    chunk: int = 8
     calls: int | None = None  # that Serve lets a replica have; None: any number
     rows: int = 320_000
     part_rows: int = 4_000
@@ -155,7 +155,7 @@ class SimulatedServe:
         self.calls_open += 1
         self._place(call)
         try:
-            while call.left:
+            for _ in requests:
                 found = await call.replies.get()
                 if isinstance(found, Exception):
                     raise found
@@ -362,6 +362,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=320_000)
     parser.add_argument("--only", nargs="*", choices=SCENES, default=SCENES)
+    parser.add_argument("--depth", type=float, default=1.0, help="requests at a replica, over its slots")
     parser.add_argument("--calls", type=int, help="that Serve lets a replica have; none: any number")
     parser.add_argument("--small", action="store_true", help="so few that it says whether it works, not more")
     parser.add_argument("--out", type=Path, default=OUT / "fleet.json")
@@ -370,6 +371,7 @@ def main() -> None:
         "replicas": options.replicas, "rows": options.rows
     }  # fmt: skip
     fleet, found = Fleet(calls=options.calls, **size), {}
+    fleet = replace(fleet, max_in_flight=round(options.depth * fleet.slots))
     table = Table(title=f"{fleet.rows:,} rows on {fleet.replicas:,} replicas of {fleet.slots} slots")
     columns = (
         "scene",
@@ -401,7 +403,7 @@ def main() -> None:
         "fleet",
         first["busy"],
         "slots that are never idle (the busy share of ours over it; the first scene)",
-        {"scenes": found, "settings": {"calls": options.calls, **size}},
+        {"scenes": found, "settings": {"calls": options.calls, "depth": options.depth, **size}},
         ("numpy",),
         options.out,
     )
