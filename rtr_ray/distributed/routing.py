@@ -22,6 +22,7 @@ from rtr_ray import registry
 from rtr_ray.config import EncoderKeys
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
+from rtr_ray.encoders.kept import KeptEncoder
 from rtr_ray.errors import ExecutionError, RtrError
 from rtr_ray.held_out import distance_sketch, merge_sketches
 from rtr_ray.parts import table_part
@@ -84,6 +85,8 @@ class TableActor:
         self._deaths = _Deaths.counted(self._store)
         self._rows = self._deaths.rows(work.keys.batch_rows)
         encoder = registry.build(spec, ENCODERS, "encoder")
+        if work.keys.cache is not None:
+            encoder = KeptEncoder(encoder, work.keys.cache)
         self._router: Router = folder.bind(work.pool, encoder, work.untrained)
         self._centroids_KD = None if folder.held_out is None else folder.held_out.centroids
 

@@ -99,7 +99,6 @@ def main(folder: Path) -> dict[str, Any]:
         "lost": found["calls"]["lost_worst_case_usd"],
         "sent_again": found["calls"]["sent_again"],
         "encoded_on_gpu_nodes_alone": {one.name for one in places.iterdir()} == {gpu.node_id},
-        "alive": sum(node["Alive"] for node in ray.nodes()),
     }
     ray.shutdown()
     cluster.shutdown()

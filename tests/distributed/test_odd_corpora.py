@@ -84,6 +84,22 @@ def test_an_encoder_actor_that_dies_of_a_single_row_ends_the_run_in_one_sentence
     assert metered(bench.meter) == []
 
 
+def test_a_second_run_over_kept_embeddings_encodes_nothing(bench: Workbench) -> None:
+    gluttonous(bench, fits=10_000)
+    bench.corpus(300)
+    encoder = {"actors": 1, "num_cpus": 0.5, "cache": str(bench.folder / "embeddings")}
+    with bench.serving():
+        first = bench.run(encoder=encoder, policy=CHEAP)
+        (bench.folder / "fits").write_text("0")  # it dies of the first text
+        again = bench.run(encoder=encoder, policy=CHEAP, output=str(bench.folder / "again"))
+    assert first["rows"]["answered"] == again["rows"]["answered"] == 300
+    tables = [
+        pq.read_table(bench.folder / name / "tables", columns=["query_id", "_accuracy"]).sort_by("query_id")
+        for name in ("run", "again")
+    ]
+    assert tables[0].equals(tables[1])
+
+
 def test_one_row_is_a_corpus(bench: Workbench) -> None:
     bench.corpus(1)
     with bench.serving():

@@ -26,7 +26,6 @@ def test_a_node_that_is_taken_away_costs_no_row_and_no_dollar_that_is_not_told(t
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["removed"], "no node was taken away: the test shows nothing"
-    assert found["alive"] == 3
     assert found["encoded_on_gpu_nodes_alone"]
     assert found["rows"] == {"total": ROWS, "answered": ROWS, "failed": 0, "skipped_budget": 0}
     assert (found["notes"], found["most_results_of_a_row"]) == (ROWS, 1)
