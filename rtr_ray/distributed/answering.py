@@ -169,7 +169,11 @@ class Answering:
         cluster = keys.cluster
         prefix = cluster.serve_app or f"rtr-{fingerprint(folder.store.uri)[:8]}"
         deployments = Deployments(
-            prefix, bool(cluster.serve_app), cluster.placement_timeout_s, cluster.startup_timeout_s
+            prefix,
+            bool(cluster.serve_app),
+            cluster.placement_timeout_s,
+            cluster.startup_timeout_s,
+            keys.dispatch.chunk,
         )
         everything = list(pool.deployments.values())
         # what is there already, or may still come, need not fit on what is there now

@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import zipfile
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.distributed.conftest import ROOT
+from tests.distributed.conftest import ROOT, Cluster
 
 pytestmark = pytest.mark.ray
 
+TELL = """
+import json, pathlib
+files = {str(path): path.stat().st_size for path in pathlib.Path().rglob("*") if path.is_file()}
+print("carried:" + json.dumps(files))
+"""
 
-def test_without_the_weights_of_the_demo_a_job_carries_less_than_five_megabytes(tmp_path: Path) -> None:
-    # what `ray job submit` packs with; there is no public name for it
-    from ray._private.runtime_env.packaging import create_package
 
-    excludes = yaml.safe_load((ROOT / "jobs" / "light.yaml").read_text())["excludes"]
-    create_package(str(ROOT), tmp_path / "light.zip", include_gitignore=True, excludes=excludes)
-    packed = zipfile.ZipFile(tmp_path / "light.zip")
-    names = set(packed.namelist())
-    assert (tmp_path / "light.zip").stat().st_size < 5e6
-    assert not [name for name in names if name.endswith("model.safetensors")]
-    assert not [name for name in names if name.startswith((".venv/", ".git/", "tests/", "benchmarks/"))]
+def test_without_the_weights_of_the_demo_a_job_carries_less_than_five_megabytes(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard,
+            "--working-dir", str(ROOT), "--runtime-env", str(ROOT / "jobs" / "light.yaml"),
+            "--", sys.executable, "-c", f"'{TELL}'",
+        ],
+        env=cluster.environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("carried:")]
+    files = json.loads(line.removeprefix("carried:"))
+    assert sum(files.values()) < 5e6
+    assert not [name for name in files if name.endswith("model.safetensors")]
+    assert not [name for name in files if name.startswith((".venv/", ".git/", "tests/", "benchmarks/"))]
     code = {str(path.relative_to(ROOT)) for path in (ROOT / "rtr_ray").rglob("*.py")}
-    assert code <= names
-    assert {"jobs/batch_route.py", "jobs/batch_route.yaml", "rtr_ray/pools/paper.yaml"} <= names
+    assert code <= set(files)
+    assert {"jobs/batch_route.py", "jobs/batch_route.yaml", "rtr_ray/pools/paper.yaml"} <= set(files)
