@@ -66,7 +66,9 @@ def main(folder: Path) -> dict[str, Any]:
     serve.start(proxy_location="Disabled")
     for name in ("weak", "strong"):
         deployment = engine.FakeEngine.options(
-            num_replicas=2, ray_actor_options={"num_cpus": 0.1, "resources": {"home": 0.5}}
+            num_replicas=2,
+            max_replicas_per_node=1,
+            ray_actor_options={"num_cpus": 0.1, "resources": {"home": 0.5}},
         )
         app = deployment.bind(name, bench.engines[name]["skill"], meter=str(bench.meter), latency_s=0.4)
         serve.run(app, name=f"nodes-{name}", route_prefix=None)

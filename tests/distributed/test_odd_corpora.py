@@ -63,14 +63,14 @@ def gluttonous(bench: Workbench, fits: int) -> None:
 def test_an_encoder_actor_that_is_killed_for_its_memory_comes_back_with_half_the_batch(
     bench: Workbench,
 ) -> None:
-    gluttonous(bench, fits=70)
-    bench.corpus(1000, row_group_size=500)
+    gluttonous(bench, fits=20)
+    bench.corpus(300)
     with bench.serving():
-        found = bench.run(encoder={"actors": 1, "num_cpus": 0.5, "batch_rows": 256}, policy=CHEAP)
-    assert found["rows"] == {"total": 1000, "answered": 1000, "failed": 0, "skipped_budget": 0}
-    assert len(set(bench.results()["query_id"].to_pylist())) == len(metered(bench.meter)) == 1000
+        found = bench.run(encoder={"actors": 1, "num_cpus": 0.5, "batch_rows": 64}, policy=CHEAP)
+    assert found["rows"] == {"total": 300, "answered": 300, "failed": 0, "skipped_budget": 0}
+    assert len(set(bench.results()["query_id"].to_pylist())) == len(metered(bench.meter)) == 300
     (deaths,) = bench.output.glob("restarts/*.json")
-    assert json.loads(deaths.read_text()) == [2, 0]  # 256, 128, 64; and never again
+    assert json.loads(deaths.read_text()) == [2, 0]  # 64, 32, 16; and never again
 
 
 def test_an_encoder_actor_that_dies_of_a_single_row_ends_the_run_in_one_sentence(bench: Workbench) -> None:

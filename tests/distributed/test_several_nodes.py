@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -18,11 +19,18 @@ pytestmark = pytest.mark.ray
 
 
 def test_a_node_that_is_taken_away_costs_no_row_and_no_dollar_that_is_not_told(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.distributed.several_nodes", str(tmp_path)],
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT, capture_output=True, text=True, timeout=240, check=False,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="rtr-ray-") as folder:  # short: sockets lie below it
+        variables = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_TMPDIR": folder,  # or others on this machine would take this cluster for theirs
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.distributed.several_nodes", str(tmp_path)],
+            env={**os.environ, **variables},
+            cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["removed"], "no node was taken away: the test shows nothing"
