@@ -62,7 +62,9 @@ def main(folder: Path) -> dict[str, Any]:
     bench = Workbench(folder, "nodes")
     bench.pool()
     bench.router(encoder=PlaceTelling(str(places)))  # type: ignore[arg-type]
-    bench.corpus(ROWS, row_group_size=50)
+    # every second answer takes twenty times as long: they are on their way whenever the node goes
+    slow = {i: f"Number {i}: what is {i} + {i}? SLOW" for i in range(0, ROWS, 2)}
+    bench.corpus(ROWS, row_group_size=50, texts=slow)
     serve.start(proxy_location="Disabled")
     for name in ("weak", "strong"):
         deployment = engine.FakeEngine.options(
