@@ -27,7 +27,7 @@ def test_without_the_weights_of_the_demo_a_job_carries_less_than_five_megabytes(
         [
             str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", cluster.dashboard,
             "--working-dir", str(ROOT), "--runtime-env", str(ROOT / "jobs" / "light.yaml"),
-            "--", sys.executable, "-c", f"'{TELL}'",
+            "--", sys.executable, "-c", TELL,
         ],
         env=cluster.environment, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
