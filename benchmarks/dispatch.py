@@ -243,7 +243,6 @@ def measure(ways: list[str], rows: int, rounds: int, console: Console) -> dict[s
             for way in ways if number % 2 == 0 else reversed(ways):
                 turns[way].append(ready[way]())
                 console.print(f"{way}: {turns[way][-1]}", highlight=False)
-        ray.shutdown()
     return figures_of(turns, rows)
 
 

@@ -57,14 +57,14 @@ def test_a_machine_is_named_by_what_makes_encoders_fast(tmp_path: Path) -> None:
     assert features(tmp_path / "none") == []
 
 
-SIZE = {"replicas": 20, "rows": 4_000, "part_rows": 500, "calls": 2}
+SIZE = {"replicas": 20, "rows": 4_000, "part_rows": 500, "max_in_flight": 40}
 
 
 def test_a_fleet_that_is_alike_is_kept_busy() -> None:
     found = run_virtually(simulate(Fleet(**SIZE)))  # type: ignore[arg-type]
     assert found["rows"] == {"answered": 4000}
     assert found["answered_twice"] == found["sent_again"] == 0
-    assert found["busy"] > 0.95
+    assert found["busy"] > 0.9
 
 
 def test_replicas_that_die_cost_no_row_and_are_told() -> None:
