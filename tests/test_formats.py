@@ -313,6 +313,16 @@ def test_small_row_groups_are_read_together_and_a_large_one_in_even_pieces(tmp_p
     assert split_sizes(path, 33) == [33, 33, 34]
 
 
+def test_rows_of_great_length_are_split_by_their_bytes(tmp_path):
+    texts = ["short"] * 60 + [f"{number:05d}" * 20_000 for number in range(40)]
+    path = parquet(tmp_path, pa.table({"q": texts}), 20)
+    system, _ = filesystem(str(path))
+    splits = READERS["parquet"].splits(system, file_of(path), 1000, 100_000)  # 8 times as many bytes
+    assert [split.rows for split in splits] == [60, 6, 7, 7, 6, 7, 7]
+    assert sum(split.rows for split in splits) == 100
+    assert values(read(path, rows=1000)) == texts
+
+
 def test_columns_of_every_type_come_through(tmp_path):
     table = pa.table(
         {

@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 
 from rtr_ray.config import JobKeys
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, residencies, root
@@ -32,6 +32,7 @@ from rtr_ray.types import Candidate
 
 _POLL_S = 0.25
 _GRACE_S = 15.0  # for what is out when a job is told to stop; what takes longer is lost, and counted so
+_PATIENT_TRIES = 5  # to hear from the ledger
 _TALLIED_TOGETHER = 64  # results parts that one task adds up
 
 
@@ -170,7 +171,11 @@ class Answering:
         cluster = keys.cluster
         prefix = cluster.serve_app or f"rtr-{fingerprint(folder.store.uri)[:8]}"
         deployments = Deployments(
-            prefix, bool(cluster.serve_app), cluster.placement_timeout_s, cluster.startup_timeout_s
+            prefix,
+            bool(cluster.serve_app),
+            cluster.placement_timeout_s,
+            cluster.startup_timeout_s,
+            keys.dispatch.chunk,
         )
         everything = list(pool.deployments.values())
         # what is there already, or may still come, need not fit on what is there now
@@ -275,6 +280,16 @@ class Answering:
             found[name] = found.get(name, 0) + account.output_tokens
         return found
 
+    def _snapshot(self) -> Snapshot:
+        # on a machine that is very busy, or while a node goes, a call may fail though the ledger is well
+        for _ in range(_PATIENT_TRIES - 1):
+            with contextlib.suppress(ActorUnavailableError):
+                found: Snapshot = ray.get(self.ledger.snapshot.remote())
+                return found
+            time.sleep(1.0)
+        last: Snapshot = ray.get(self.ledger.snapshot.remote())
+        return last
+
     def _rent_is_over_budget(self) -> bool:
         """Whether the engines' time, perhaps with the tokens, has used up the budget; where that counts."""
         currency, budget = self.keys.budget_currency, self.budget_usd
@@ -282,7 +297,7 @@ class Answering:
         if currency == "tokens" or budget is None or rent is None:
             return False
         if currency == "both":
-            snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+            snapshot: Snapshot = self._snapshot()
             rent += snapshot.balance.spent_usd + snapshot.balance.unknown_usd
         return rent >= budget
 
@@ -345,7 +360,7 @@ class Answering:
             patient = time.monotonic() - self._stopped_s < _GRACE_S
             return not (patient and any(crew.rows for crew in crews.values()))
         unfinished = sum(crew.rows for crew in crews.values())
-        for part in feed.more(unfinished, ray.get(self.ledger.snapshot.remote())):
+        for part in feed.more(unfinished, self._snapshot()):
             if part.deployment not in crews:
                 self._up([d for d in group if d.id == part.deployment], crews)
             crews[part.deployment].waiting.append(part)
@@ -354,7 +369,7 @@ class Answering:
         return feed.exhausted and not any(crew.rows for crew in crews.values())
 
     def _show(self, stage: Stage, feed: Feed, expected_tokens: float | None) -> None:
-        snapshot: Snapshot = ray.get(self.ledger.snapshot.remote())
+        snapshot: Snapshot = self._snapshot()
         balance = snapshot.balance
         plan = stage.total = self.rows_total
         stage.done = sum(snapshot.rows.values()) + feed.unrouted

@@ -53,6 +53,14 @@ def replica_needs(deployment: Deployment) -> Needs:
     )
 
 
+def calls_at_once(deployment: Deployment, chunk: int) -> int:
+    """Calls that keep a replica full, by which Serve decides how many replicas there are to be.
+
+    A call carries a chunk of requests, and Serve counts calls.
+    """
+    return max(1, math.ceil(deployment.max_in_flight / chunk))
+
+
 def deployment_needs(deployment: Deployment) -> Needs:
     """All replicas that a deployment must have, and the actor that dispatches to them."""
     needs = Needs(DISPATCH_CPUS, 0.0, f"dispatch to {deployment.id} {DISPATCH_CPUS:g} CPU")

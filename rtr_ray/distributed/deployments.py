@@ -24,7 +24,7 @@ _LOOK_EVERY_S = 5.0
 
 
 @ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)
-def launch(deployments: Mapping[str, Deployment]) -> None:
+def launch(deployments: Mapping[str, Deployment], chunk: int) -> None:
     """Begin to start applications, by name.
 
     A task of its own, since building them imports vllm: that takes many seconds and hundreds of
@@ -32,7 +32,7 @@ def launch(deployments: Mapping[str, Deployment]) -> None:
     """
     from rtr_ray.distributed.engines import run_applications
 
-    run_applications(deployments)
+    run_applications(deployments, chunk)
 
 
 @dataclass(slots=True)
@@ -47,6 +47,7 @@ class Deployments:
     attached: bool = False
     placement_timeout_s: float = 60.0
     startup_timeout_s: float = 900.0
+    chunk: int = 64  # requests of a call
     _launch: Any = None
     _started: set[str] = field(default_factory=set)
     _since: dict[str, float] = field(default_factory=dict)  # when it began to start, or last ran
@@ -64,7 +65,7 @@ class Deployments:
         for deployment in mine:
             self._started.add(deployment.id)
             self._since[deployment.id] = time.monotonic()
-        self._launch = launch.remote({self.app_name(d): d for d in mine})
+        self._launch = launch.remote({self.app_name(d): d for d in mine}, self.chunk)
 
     def ready(self, deployments: Sequence[Deployment]) -> dict[str, bool]:
         """Which of them answer.

@@ -9,9 +9,11 @@ from ray import serve
 from ray.serve import Application, RunTarget
 from ray.serve.llm import LLMConfig, build_llm_deployment
 
-from rtr_ray.distributed.cluster import REPLICA_CPUS
+from rtr_ray.distributed.cluster import REPLICA_CPUS, calls_at_once
 from rtr_ray.distributed.server import ChunkServer
 from rtr_ray.pool import Deployment
+
+_ROOM = 4  # times the calls that would fill a replica, if all their rows were as long (benchmarks/fleet.py)
 
 
 def llm_config(deployment: Deployment, scaling: Mapping[str, Any] | None = None) -> LLMConfig:
@@ -43,13 +45,24 @@ def llm_config(deployment: Deployment, scaling: Mapping[str, Any] | None = None)
     )
 
 
-def application(deployment: Deployment) -> Application:
-    """One application with one deployment, which answers chunks."""
-    return build_llm_deployment(llm_config(deployment), deployment_cls=ChunkServer)
+def application(deployment: Deployment, chunk: int) -> Application:
+    """One application with one deployment, which answers chunks of so many requests."""
+    if deployment.max_replicas == 1:
+        return build_llm_deployment(llm_config(deployment), deployment_cls=ChunkServer)
+    calls = calls_at_once(deployment, chunk)
+    return build_llm_deployment(
+        llm_config(deployment, {"target_ongoing_requests": calls}),
+        deployment_cls=ChunkServer,
+        # a call lasts as long as its last row, so that more than `calls` of them fill an engine; but what is
+        # too much for one waits for a replica that is still to come
+        override_serve_options={"max_ongoing_requests": _ROOM * calls},
+    )
 
 
-def run_applications(deployments: Mapping[str, Deployment]) -> None:
+def run_applications(deployments: Mapping[str, Deployment], chunk: int) -> None:
     """Begin to start applications, by name; does not wait until they are up."""
     serve.start(proxy_location="Disabled")  # the handle is enough; no port is opened
-    targets = [RunTarget(application(d), name=name, route_prefix=None) for name, d in deployments.items()]
+    targets = [
+        RunTarget(application(d, chunk), name=name, route_prefix=None) for name, d in deployments.items()
+    ]
     serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorAlreadyExistsError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rtr_ray.books import Reservation, Settlement
 from rtr_ray.errors import LedgerError, StorageError
@@ -290,15 +291,20 @@ def claim(output: str, budget_usd: Decimal | None, patience_s: float = _PATIENCE
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            actor: Any = LedgerActor.options(name=ledger_name(output), namespace=NAMESPACE).remote(
-                output, budget_usd
-            )
+            actor: Any = LedgerActor.options(
+                name=ledger_name(output), namespace=NAMESPACE, scheduling_strategy=_beside_the_driver()
+            ).remote(output, budget_usd)
             ray.get(actor.snapshot.remote())
             return actor
         except ActorAlreadyExistsError:
             if time.monotonic() > deadline:
                 raise taken(output) from None
             time.sleep(0.25)
+
+
+def _beside_the_driver() -> NodeAffinitySchedulingStrategy:
+    # an actor without CPUs lands anywhere: on a node that is taken away in the middle of a run, say
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
 def release(actor: Any, ours: bool = True) -> None:

@@ -7,6 +7,7 @@ neither the driver nor the object store ever holds texts.
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ from rtr_ray import registry
 from rtr_ray.config import EncoderKeys
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
-from rtr_ray.errors import RtrError
+from rtr_ray.encoders.kept import KeptEncoder
+from rtr_ray.errors import ExecutionError, RtrError
 from rtr_ray.held_out import distance_sketch, merge_sketches
 from rtr_ray.parts import table_part
 from rtr_ray.policies.base import Policy, Sketch, merged
@@ -30,10 +32,12 @@ from rtr_ray.reading import read_split
 from rtr_ray.router import Router, RouterFolder
 from rtr_ray.run_folder import TABLES
 from rtr_ray.schemas import stamp, stamped
-from rtr_ray.storage import open_store, read_metadata, read_table, write_table
+from rtr_ray.storage import Store, open_store, read_metadata, read_table, write_table
 from rtr_ray.types import FloatArray
 
 _AHEAD = 2  # blocks that are read while one is encoded
+RESTARTS = "restarts/"
+_MOST_DEATHS = 12  # of an actor without a finished split in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +81,13 @@ class TableActor:
         spec = dict(folder.encoder)
         if "device" in spec:
             spec |= {"device": work.keys.device, "dtype": work.keys.dtype}
-        encoder = registry.build(spec, ENCODERS, "encoder")
-        self._router: Router = folder.bind(work.pool, encoder, work.untrained)
         self._store = open_store(work.output)
+        self._deaths = _Deaths.counted(self._store)
+        self._rows = self._deaths.rows(work.keys.batch_rows)
+        encoder = registry.build(spec, ENCODERS, "encoder")
+        if work.keys.cache is not None:
+            encoder = KeptEncoder(encoder, work.keys.cache)
+        self._router: Router = folder.bind(work.pool, encoder, work.untrained)
         self._centroids_KD = None if folder.held_out is None else folder.held_out.centroids
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -88,6 +96,7 @@ class TableActor:
             raise self._refused
         (split,) = batch["split"]
         part = self._write(split)
+        self._deaths.survived(self._store)
         return {"part": [part]}
 
     def _write(self, split: Split) -> TablePart:
@@ -98,7 +107,7 @@ class TableActor:
             if self._centroids_KD is not None:
                 kinds.append(distance_sketch(self._centroids_KD, embeddings_QD))
 
-        blocks = read_split(work.corpus, split, work.keys.batch_rows)
+        blocks = read_split(work.corpus, split, self._rows)
         for block in _prefetched(blocks, _AHEAD):
             part, table = table_part(
                 block, self._router, work.keys.keep_embeddings, look, work.corpus.settings
@@ -128,6 +137,51 @@ class TableActor:
         }
         write_table(self._store, found.key, stamped(whole, candidates=candidates, facts=facts))
         return found
+
+
+@dataclass(slots=True)
+class _Deaths:
+    """How often this actor was killed: for the memory it took, most likely. Each time it takes half the rows.
+
+    Written down only by an actor that has come back.
+    """
+
+    key: str
+    all: int = 0
+    in_a_row: int = 0  # without a finished split in between
+
+    @classmethod
+    def counted(cls, store: Store) -> _Deaths:
+        """Those of this actor so far, the one included that it has just come back from.
+
+        Raises:
+            ExecutionError: If it comes back in vain.
+        """
+        context = ray.get_runtime_context()
+        found = cls(f"{RESTARTS}{context.get_actor_id()}.json")
+        if context.was_current_actor_reconstructed:
+            before = json.loads(store.read(found.key) or b"[0, 0]")
+            found.all, found.in_a_row = before[0] + 1, before[1] + 1
+            found._save(store)
+        if found.in_a_row > _MOST_DEATHS:
+            raise ExecutionError(
+                f"An encoder actor was killed {found.in_a_row} times over the same rows, the last time few "
+                "at once. Give it more memory, or find the row that is too large for it."
+            )
+        return found
+
+    def rows(self, most: int) -> int:
+        """How many to encode together."""
+        return max(1, most >> self.all)
+
+    def survived(self, store: Store) -> None:
+        """A split is finished."""
+        if self.in_a_row:
+            self.in_a_row = 0
+            self._save(store)
+
+    def _save(self, store: Store) -> None:
+        store.write(self.key, json.dumps([self.all, self.in_a_row]).encode())
 
 
 def table_key(split: Split) -> str:

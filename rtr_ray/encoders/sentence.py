@@ -72,9 +72,22 @@ class SentenceEncoder:
         rows_QD = np.empty((len(texts), self.dim), dtype=np.float32)
         with torch.inference_mode():
             for indices, features in self._batches(model, texts):
-                moved = {key: value.to(model.device) for key, value in features.items()}
-                rows_QD[indices] = model(moved)["sentence_embedding"].float().cpu().numpy()
+                self._forward(model, features, rows_QD, indices)
         return rows_QD
+
+    def _forward(self, model: Any, features: Any, rows_QD: FloatArray, indices: list[int]) -> None:
+        """One batch; in two halves where it does not fit into the device's memory."""
+        try:
+            moved = {key: value.to(model.device) for key, value in features.items()}
+            rows_QD[indices] = model(moved)["sentence_embedding"].float().cpu().numpy()
+            return
+        except torch.OutOfMemoryError:
+            if len(indices) == 1:
+                raise
+        half = len(indices) // 2  # out of the `except`: its traceback would keep the tensors
+        for part in (slice(None, half), slice(half, None)):
+            cut = {key: value[part] for key, value in features.items()}
+            self._forward(model, cut, rows_QD, indices[part])
 
     def _batches(self, model: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
         """(indices, padded features) of about `batch_tokens` tokens each, similar lengths together."""

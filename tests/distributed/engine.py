@@ -7,6 +7,7 @@ It answers sums, right or wrong as its skill decides, writes down every answer b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
@@ -27,9 +28,24 @@ _SUM = re.compile(r"(\d+) \+ (\d+)")
 class FakeEngine:
     """Answers `a + b`; right for as large a share of the queries as its skill."""
 
-    def __init__(self, name: str, skill: float, meter: str, latency_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        skill: float,
+        meter: str,
+        latency_s: float = 0.0,
+        slow_one: float = 1.0,
+        together: int = 1,
+    ) -> None:
+        """`slow_one`: how many times as long one replica takes; `together`: so many must have come first."""
         self._name, self._skill, self._latency_s = name, skill, latency_s
+        self._process, self._together = os.getpid(), together
         self._meter = Path(meter)
+        if slow_one != 1.0:
+            with contextlib.suppress(FileExistsError):  # who comes first is the slow one
+                self._meter.with_suffix(f".{name}-slow").touch(exist_ok=False)
+                self._latency_s *= slow_one
+        self._meter.with_suffix(f".{name}-{self._process}").touch()
         self._seen: set[str] = set()
 
     async def answer_chunk(
@@ -43,6 +59,10 @@ class FakeEngine:
     async def _answer(self, index: int, body: dict[str, Any], lender: Lender | None) -> dict[str, Any]:
         growing = Extending.read(body, lender)
         text = " ".join(str(message["content"]) for message in body["messages"])
+        for _ in range(1200 if self._together > 1 else 0):
+            if len(list(self._meter.parent.glob(f"*.{self._name}-[0-9]*"))) >= self._together:
+                break
+            await asyncio.sleep(0.1)
         await asyncio.sleep(self._latency_s * (20 if "SLOW" in text else 1))
         if "POISON" in text:
             return {"index": index, "error": "refused: POISON", "transient": False, "maybe_paid": False}
@@ -58,7 +78,13 @@ class FakeEngine:
             "cached_input_tokens": 1,
             "output_tokens": sum(choice["output_tokens"] for choice in choices),
         }
-        line = json.dumps({"engine": self._name, "text": text, "max_tokens": body["max_tokens"], **usage})
+        told = {
+            "engine": self._name,
+            "process": self._process,
+            "text": text,
+            "max_tokens": body["max_tokens"],
+        }
+        line = json.dumps(told | usage)
         with self._meter.open("a") as file:  # appended in one write: several replicas share it
             file.write(line + "\n")
         return {"index": index, "choices": choices, "usage": usage, "latency_s": self._latency_s}

@@ -69,13 +69,14 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
 
 
 def submit(cluster: Cluster, script: str, arguments: list[str], variables: dict[str, str]) -> str:
-    """`ray job submit`, waited for; gives its log."""
+    """`ray job submit` of the checkout as jobs/light.yaml says, waited for; gives its log."""
+    light = yaml.safe_load((ROOT / "jobs" / "light.yaml").read_text())
     done = subprocess.run(
         [
             str(BIN / "ray"), "job", "submit", "--address", cluster.dashboard,
-            "--working-dir", str(ROOT / "jobs"),
-            "--runtime-env-json", json.dumps({"env_vars": variables}),
-            "--", sys.executable, script, *arguments,
+            "--working-dir", str(ROOT),
+            "--runtime-env-json", json.dumps(light | {"env_vars": variables}),
+            "--", sys.executable, f"jobs/{script}", *arguments,
         ],
         env=cluster.environment, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip

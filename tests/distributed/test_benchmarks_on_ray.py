@@ -1,0 +1,39 @@
+"""The benchmark of a run's growth, so small that it shows only that it runs and what it tells."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from benchmarks.dispatch import figures_of
+from benchmarks.growth import growth, measure, printed
+from tests.distributed.conftest import Cluster
+
+pytestmark = pytest.mark.ray
+
+
+def test_growth_tells_rows_per_second_memory_and_objects(tmp_path: Path, connected: Cluster) -> None:
+    console = Console(file=StringIO())
+    (found,) = measure([300], tmp_path, connected.address, console)
+    assert found["answered"] == 300
+    assert set(found["seconds"]) == {"route", "plan", "answer", "copy"}
+    assert min(found["per_s"], found["routing_per_s"], found["copy_per_s"]) > 0
+    assert set(found["objects"]) >= {"tables", "plan", "slices", "results"}
+    assert found["peak_mib"]["driver"] > 10
+    printed([found], console)
+    assert "of the copy" in console.file.getvalue()  # type: ignore[attr-defined]
+    twice = {**found, "rows": 600, "per_s": found["per_s"] / 2}
+    assert growth([found, twice])["time_exponent"] == pytest.approx(2.0)
+
+
+def test_dispatch_is_compared_round_by_round() -> None:
+    turns = {
+        "raw": [{"seconds": s, "output_tokens": 7} for s in (1.0, 2.0, 4.0)],
+        "ours": [{"seconds": s, "output_tokens": 7} for s in (2.0, 2.0, 2.0)],
+    }
+    found = figures_of(turns, 100)
+    assert found["ours_over"] == {"raw": 1.0}
+    assert found["per_s"] == {"raw": 50.0, "ours": 50.0}
