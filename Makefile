@@ -27,9 +27,9 @@ fix: setup  ## what a machine can mend of style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: setup  ## the figures of README and docs, one command each in benchmarks/; not those that take hours
-	for file in $(filter-out benchmarks/faults.py benchmarks/quality.py,$(wildcard benchmarks/[a-z]*.py)); do \
-	    $(BIN)/python $$file || exit 1; done
+SUITE ?= encoding table solver ledger startup growth online dispatch fleet gpu
+bench: setup  ## the suite of benchmarks/README.md; SUITE="table ledger" for some, ARGS=--small for those that have it
+	for name in $(SUITE); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 
 faults: setup  ## kills, a bad bucket, a full disk: are rows and dollars still right? ARGS="--runs 10 --vllm 0"
 	$(BIN)/python benchmarks/faults.py $(ARGS)

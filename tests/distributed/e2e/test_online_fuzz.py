@@ -18,6 +18,32 @@ pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 EXAMPLES = int(os.environ.get("RTR_RAY_FUZZ_EXAMPLES", "6"))  # of each path and mode
 
 
+def send(operation: Any, mode: GenerationMode, headers: dict[str, str], statuses: set[int]) -> None:
+    """Send some requests of one path, and look at the answers."""
+
+    @settings(
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def one(case: Any) -> None:
+        response = case.call(headers=headers, timeout=120)
+        statuses.add(response.status_code)
+        said = f"{case.as_curl_command()[:600]}\n{response.status_code} {response.text[:600]}"
+        assert response.status_code < 500 or response.status_code == 503, said
+        if response.status_code >= 400 and response.headers["content-type"] == "application/json":
+            assert response.json()["error"]["message"], said
+        if response.status_code == 503:
+            assert "503" in operation.definition.raw["responses"], said
+            assert int(response.headers["retry-after"]) >= 1, said
+
+    one()
+
+
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 def test_whatever_is_sent_there_is_no_server_error_but_a_503_that_is_documented(
     online: Online, mode: GenerationMode
@@ -31,27 +57,7 @@ def test_whatever_is_sent_there_is_no_server_error_but_a_503_that_is_documented(
             continue  # a page
         statuses = seen.setdefault(f"{operation.method} {operation.path}", set())
 
-        @settings(
-            max_examples=EXAMPLES,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case=operation.as_strategy(generation_mode=mode))
-        def send(case: Any, statuses: set[int] = statuses) -> None:
-            response = case.call(headers=headers, timeout=120)
-            statuses.add(response.status_code)
-            said = f"{case.as_curl_command()[:600]}\n{response.status_code} {response.text[:600]}"
-            assert response.status_code < 500 or response.status_code == 503, said
-            if response.status_code >= 400 and response.headers["content-type"] == "application/json":
-                assert response.json()["error"]["message"], said
-            if response.status_code == 503:
-                assert "503" in case.operation.definition.raw["responses"], said
-                assert int(response.headers["retry-after"]) >= 1, said
-
-        send()
+        send(operation, mode, headers, statuses)
     assert len(seen) >= 6
     assert 200 in seen["get /v1/models"], seen
     if mode == GenerationMode.NEGATIVE:
