@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 if TYPE_CHECKING:
@@ -41,7 +43,8 @@ def send(operation: Any, mode: GenerationMode, headers: dict[str, str], statuses
             assert "503" in operation.definition.raw["responses"], said
             assert int(response.headers["retry-after"]) >= 1, said
 
-    one()
+    with contextlib.suppress(Unsatisfiable):  # a path without anything to get wrong
+        one()
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
@@ -59,7 +62,8 @@ def test_whatever_is_sent_there_is_no_server_error_but_a_503_that_is_documented(
 
         send(operation, mode, headers, statuses)
     assert len(seen) >= 6
-    assert 200 in seen["get /v1/models"], seen
-    if mode == GenerationMode.NEGATIVE:
+    if mode == GenerationMode.POSITIVE:
+        assert 200 in seen["get /v1/models"], seen
+    else:
         assert 400 in seen["post /v1/chat/completions"], seen
     assert online.call("/healthz")[0] == 200
