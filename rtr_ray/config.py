@@ -11,8 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from rtr_ray.errors import ConfigError
+from rtr_ray.extension import Newcomers
 from rtr_ray.pool import Pool
 from rtr_ray.pool_file import PoolFile
+from rtr_ray.types import Candidate, check_name
 from rtr_ray.yaml_door import Door, read_yaml, validated
 
 Count = Annotated[int, Field(ge=1)]
@@ -181,6 +183,22 @@ class CollectFile(JobKeys):
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
 
 
+class ProfileKeys(Door):
+    """A new model or strategy, as far as a router looks at it."""
+
+    profile: str = Field(description="a sentence or two that the router reads about it", min_length=1)
+
+
+class NewcomerFile(Door):
+    """What `rtr-ray extend --profile` reads."""
+
+    models: dict[str, ProfileKeys] = Field(default_factory=dict, description="name -> profile")
+    strategies: dict[str, ProfileKeys] = Field(default_factory=dict, description="name -> profile")
+    candidates: list[str] = Field(
+        default_factory=list, description="a list of model:strategy; none: every pair with a new part"
+    )
+
+
 class ShadowKeys(Door):
     """A second router, whose choices are written down and not served."""
 
@@ -282,6 +300,22 @@ def load_pool(name: str) -> Pool:
     return _located(
         path, lambda: validated(PoolFile, read_yaml(path), str(path)).build(path.parent, str(path))
     )
+
+
+def load_newcomers(path: Path) -> Newcomers:
+    """Read the profiles of new models and strategies.
+
+    Raises:
+        ConfigError: Naming the file, the key and what was expected.
+    """
+    file = validated(NewcomerFile, read_yaml(path), str(path))
+    if not (file.models or file.strategies or file.candidates):
+        raise ConfigError(f"{path} describes no model and no strategy. Expected: models: name: profile.")
+    models, strategies = (
+        {check_name(name, what): one.profile for name, one in keys.items()}
+        for what, keys in (("model", file.models), ("strategy", file.strategies))
+    )
+    return Newcomers(models, strategies, tuple(Candidate.parse(text) for text in file.candidates))
 
 
 def pool_path(name: str) -> Path:

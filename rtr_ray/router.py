@@ -2,7 +2,8 @@
 
 A router folder holds `router.json` (the encoder, the candidates and how they behaved when their
 outcomes were recorded, figures from training) and `estimator.safetensors`; where it was trained by
-`rtr-ray train`, also `held_out.safetensors` and `held_out.json`, from which plans are forecast. No pickle.
+`rtr-ray train`, also `held_out.safetensors` and `held_out.json`, from which plans are forecast, and
+`profiles.safetensors`, the embedded profile texts that new candidates are compared with. No pickle.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from rtr_ray.estimators.base import (
     columns_of,
     predicted,
 )
+from rtr_ray.estimators.extended import by_profile
 from rtr_ray.held_out import HeldOut
 from rtr_ray.pool import Pool, fingerprint, priced_table
 from rtr_ray.storage import open_store
@@ -135,6 +137,7 @@ class RouterFolder:
     behaviours: Mapping[str, str]  # candidate -> Pool.behaviour when its outcomes were recorded
     metrics: Mapping[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None  # what forecasts stand on; no part of what was learned
+    profiles: Profiles | None = None  # of its models and strategies; None: from before they were kept
 
     def save(self, uri: str) -> None:
         """Write the folder; `router.json` last, so that a half-written folder is none."""
@@ -144,6 +147,8 @@ class RouterFolder:
         store.write("estimator.safetensors", save_tensors(contiguous))
         if self.held_out is not None:
             self.held_out.save(store)
+        if self.profiles is not None:
+            store.write("profiles.safetensors", save_tensors(_named(self.profiles)))
         store.write("router.json", json.dumps(self._head(state), indent=2).encode())
 
     def _head(self, state: State) -> dict[str, Any]:
@@ -199,6 +204,7 @@ class RouterFolder:
                 behaviours=head["behaviours"],
                 metrics=head["metrics"],
                 held_out=HeldOut.load(store),
+                profiles=_profiles(store.read("profiles.safetensors")),
             )
         except RtrError:
             raise
@@ -243,8 +249,11 @@ class RouterFolder:
             )
         new = self.check(pool, untrained)
         estimator = self.estimator
-        if isinstance(estimator, Extendable) and new:
+        if new and isinstance(estimator, Extendable):
             estimator = estimator.extended(new, embed_profiles(pool, encoder, new))
+        elif new:
+            every = [*estimator.candidates, *new]
+            estimator = by_profile(estimator, new, embed_profiles(pool, encoder, every), encoder.dim)
         return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint)
 
     def check(self, pool: Pool, untrained: Literal["refuse", "by_profile"] = "refuse") -> list[Candidate]:
@@ -255,17 +264,11 @@ class RouterFolder:
         """
         self._check_known(pool)
         new = [c for c in pool.candidates if c not in self.estimator.candidates]
-        if new:
-            if untrained == "refuse":
-                raise RouterError(
-                    f"The router has no outcomes of {', '.join(map(str, new))}. Collect some and train "
-                    "again, exclude them in the pool, or set router.untrained: by_profile."
-                )
-            if not isinstance(self.estimator, Extendable):
-                raise RouterError(
-                    f"The estimator '{self.estimator.kind}' cannot take in "
-                    f"{', '.join(map(str, new))} by profile; 'rtr' can."
-                )
+        if new and untrained == "refuse":
+            raise RouterError(
+                f"The router has no outcomes of {', '.join(map(str, new))}. Collect some and train "
+                "again, exclude them in the pool, or set router.untrained: by_profile."
+            )
         return new
 
     def _check_known(self, pool: Pool) -> None:
@@ -288,6 +291,24 @@ class RouterFolder:
                     "max_tokens or reading of the answer has changed. Undo the change, or collect and train "
                     "again."
                 )
+
+
+def _named(profiles: Profiles) -> dict[str, FloatArray]:
+    """Both maps in one, by `model/` or `strategy/` and the name."""
+    parts = (("model", profiles.models), ("strategy", profiles.strategies))
+    return {
+        f"{what}/{name}": np.ascontiguousarray(row_D) for what, rows in parts for name, row_D in rows.items()
+    }
+
+
+def _profiles(tensors: bytes | None) -> Profiles | None:
+    if tensors is None:
+        return None
+    found: dict[str, dict[str, FloatArray]] = {"model": {}, "strategy": {}}
+    for key, row_D in load_tensors(tensors).items():
+        what, _, name = key.partition("/")
+        found[what][name] = row_D
+    return Profiles(found["model"], found["strategy"])
 
 
 def _damaged(uri: str, error: Exception) -> RouterError:
@@ -334,4 +355,5 @@ def train(
             "queries": len(outcomes.query_ids),
             "cells": int((~np.isnan(outcomes.accuracy)).sum()),
         },
+        profiles=profiles,
     )

@@ -29,7 +29,8 @@ LAYERS = (
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},
     {"keys", "openai_batch"},
-    {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"},
+    {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"}
+    | {"extension"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},
