@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 
 from rtr_ray.errors import ConfigError
 from rtr_ray.extension import Newcomers
+from rtr_ray.familiarity import Caution
 from rtr_ray.pool import Pool
 from rtr_ray.pool_file import PoolFile
 from rtr_ray.types import Candidate, check_name
@@ -43,11 +44,28 @@ class CorpusKeys(Door):
     unreadable: Literal["refuse", "skip"] = Field("refuse", description="refuse or skip")
 
 
+class OodKeys(Door):
+    """What becomes of queries unlike those that the router was trained on."""
+
+    level: float = Field(0.99, gt=0, lt=1, description="a quantile of the training queries' distances")
+    fallback: str = Field("prior", description="prior, or model:strategy")
+
+    def build(self) -> Caution:
+        """The caution."""
+        return Caution(self.level, self.fallback)
+
+
 class RouterKeys(Door):
     """The router."""
 
     path: str = Field(description="a folder that rtr-ray train wrote")
     untrained: Literal["refuse", "by_profile"] = Field("refuse", description="refuse or by_profile")
+    ood: OodKeys | None = Field(None, description="level and fallback; none: nobody looks")
+
+    @property
+    def caution(self) -> Caution | None:
+        """What becomes of queries unlike those of training."""
+        return None if self.ood is None else self.ood.build()
 
 
 class EncoderKeys(Door):
@@ -247,6 +265,11 @@ class SwapKeys(Door):
     def untrained(self) -> Literal["refuse", "by_profile"]:
         """What becomes of candidates that the router has no outcomes of."""
         return self.router.untrained if isinstance(self.router, RouterKeys) else "refuse"
+
+    @property
+    def caution(self) -> Caution | None:
+        """What becomes of queries unlike those of training."""
+        return self.router.caution if isinstance(self.router, RouterKeys) else None
 
 
 class ServeFile(SwapKeys):

@@ -20,7 +20,7 @@ from rtr_ray.corrections import Corrections
 from rtr_ray.policies.base import FittedPolicy, with_runner_up
 from rtr_ray.pool import Pool, only_text, size_of
 from rtr_ray.router import Router
-from rtr_ray.schemas import PREDICTIONS, RESULTS, stamp, stamped
+from rtr_ray.schemas import PREDICTIONS, RESULTS, UNFAMILIAR, stamp, stamped
 from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Plan, Query, RoutingTable
 
 ESTIMATES = ("accuracy", "output_tokens", "output_tokens_p95", "cost_usd")
@@ -58,6 +58,10 @@ def table_part(
     for name in ESTIMATES:
         block = block.append_column(f"_{name}", _spread(getattr(table, name), usable, pa.float32()))
     block = block.append_column("_allowed", _spread(table.allowed, usable, pa.bool_()))
+    if table.unfamiliar is not None:
+        far = np.zeros(len(usable), dtype=bool)
+        far[usable] = table.unfamiliar
+        block = block.append_column(UNFAMILIAR, pa.array(far))
     if keep_embeddings:
         block = block.append_column("_embedding", _spread(embeddings_QD, usable, pa.float32()))
     return stamped(block, candidates=[str(c) for c in table.candidates]), table
@@ -101,6 +105,7 @@ def routing_table(part: pa.Table) -> RoutingTable:
         tuple(part[QUERY_ID].to_pylist()),
         candidates,
         *(matrix(f"_{name}") for name in (*ESTIMATES, "allowed")),
+        part[UNFAMILIAR].to_numpy() if UNFAMILIAR in part.column_names else None,
     )
 
 

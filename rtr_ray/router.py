@@ -31,8 +31,10 @@ from rtr_ray.estimators.base import (
     State,
     columns_of,
     predicted,
+    related,
 )
 from rtr_ray.estimators.extended import by_profile
+from rtr_ray.familiarity import Caution, Familiarity, Guard, usual_of
 from rtr_ray.held_out import HeldOut
 from rtr_ray.pool import Pool, fingerprint, priced_table
 from rtr_ray.storage import open_store
@@ -40,6 +42,7 @@ from rtr_ray.types import Candidate, FloatArray, Outcomes, RoutingTable
 
 SCHEMA_VERSION = 1
 _LEAST_TOKENS_PER_BYTE = 0.1
+_USUAL_QUERIES = 256  # that tell what candidates are like on average
 _TYPICAL_TOKENS_PER_BYTE = 0.3  # English in most tokenizers; only where nothing was recorded
 
 
@@ -95,6 +98,7 @@ class Router:
     pool: Pool
     candidates: tuple[Candidate, ...]  # of the tables: the pool's, in its order
     fingerprint: str  # of what was learned
+    guard: Guard | None = None  # what looks for queries unlike those of training; None: nobody does
 
     def table(
         self,
@@ -116,7 +120,10 @@ class Router:
         else:
             estimate = predicted(self.estimator, embeddings_QD, texts)
         columns_C = columns_of(self.estimator.candidates, self.candidates)
-        return priced_table(
+        far_Q = None if self.guard is None else self.guard.far(embeddings_QD)
+        if self.guard is not None and far_Q is not None:
+            estimate = self.guard.believed(estimate, far_Q)
+        table = priced_table(
             self.pool,
             query_ids,
             estimate.accuracy[:, columns_C],
@@ -124,6 +131,7 @@ class Router:
             estimate.output_tokens_p95[:, columns_C],
             self.inputs.predict(self.candidates, size_Q.astype(np.float64)),
         )
+        return table if self.guard is None or far_Q is None else self.guard.marked(table, far_Q)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +146,7 @@ class RouterFolder:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None  # what forecasts stand on; no part of what was learned
     profiles: Profiles | None = None  # of its models and strategies; None: from before they were kept
+    familiarity: Familiarity | None = None  # what queries were trained on; None: too few, or not kept
 
     def save(self, uri: str) -> None:
         """Write the folder; `router.json` last, so that a half-written folder is none."""
@@ -149,6 +158,8 @@ class RouterFolder:
             self.held_out.save(store)
         if self.profiles is not None:
             store.write("profiles.safetensors", save_tensors(_named(self.profiles)))
+        if self.familiarity is not None:
+            self.familiarity.save(store)
         store.write("router.json", json.dumps(self._head(state), indent=2).encode())
 
     def _head(self, state: State) -> dict[str, Any]:
@@ -205,6 +216,7 @@ class RouterFolder:
                 metrics=head["metrics"],
                 held_out=HeldOut.load(store),
                 profiles=_profiles(store.read("profiles.safetensors")),
+                familiarity=Familiarity.load(store),
             )
         except RtrError:
             raise
@@ -227,6 +239,7 @@ class RouterFolder:
         pool: Pool,
         encoder: Encoder | None = None,
         untrained: Literal["refuse", "by_profile"] = "refuse",
+        caution: Caution | None = None,
     ) -> Router:
         """The router for a pool.
 
@@ -235,6 +248,7 @@ class RouterFolder:
             encoder: Where the configuration asks for another one than the router was trained
                 with; None: the router's own.
             untrained: What becomes of candidates that the router has no outcomes of.
+            caution: What becomes of queries unlike those of training; None: nothing else.
 
         Raises:
             RouterError: If the encoder is another one, the router knows a model or strategy that
@@ -254,7 +268,28 @@ class RouterFolder:
         elif new:
             every = [*estimator.candidates, *new]
             estimator = by_profile(estimator, new, embed_profiles(pool, encoder, every), encoder.dim)
-        return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint)
+        guard = None if caution is None else self._guard(pool, estimator, caution)
+        return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint, guard)
+
+    def _guard(self, pool: Pool, estimator: FittedEstimator, caution: Caution) -> Guard:
+        self.check_caution(pool, caution)
+        assert self.familiarity is not None
+        usual = usual_of(estimator.predict(self.familiarity.landmarks[:_USUAL_QUERIES]))
+        return Guard(self.familiarity, caution, usual)
+
+    def check_caution(self, pool: Pool, caution: Caution) -> None:
+        """What `bind` checks of it.
+
+        Raises:
+            RouterError: If the router does not know what its training queries were like.
+            ConfigError: If the fallback is not a candidate.
+        """
+        caution.check(pool.candidates)
+        if self.familiarity is None:
+            raise RouterError(
+                "The router does not know what its training queries were like: it was trained on too few, "
+                "or by an older rtr-ray. Train it again, or leave ood out."
+            )
 
     def check(self, pool: Pool, untrained: Literal["refuse", "by_profile"] = "refuse") -> list[Candidate]:
         """What `bind` checks, but for the encoder, which takes time to load.
@@ -356,4 +391,5 @@ def train(
             "cells": int((~np.isnan(outcomes.accuracy)).sum()),
         },
         profiles=profiles,
+        familiarity=Familiarity.of(embeddings_MD, related(outcomes)),
     )

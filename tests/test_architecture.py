@@ -24,7 +24,7 @@ LONGEST_FILE = 450
 LAYERS = (
     {"errors"},
     {"types", "schemas", "storage", "lease", "yaml_door", "sandbox"},
-    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"},
+    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"} | {"familiarity"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},

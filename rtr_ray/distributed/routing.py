@@ -22,6 +22,7 @@ from rtr_ray.config import EncoderKeys
 from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.errors import RtrError
+from rtr_ray.familiarity import Caution
 from rtr_ray.held_out import distance_sketch, merge_sketches
 from rtr_ray.parts import table_part
 from rtr_ray.policies.base import Policy, Sketch, merged
@@ -47,6 +48,7 @@ class RoutingWork:
     policy: Policy
     output: str
     keys: EncoderKeys
+    caution: Caution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ class TableActor:
         if "device" in spec:
             spec |= {"device": work.keys.device, "dtype": work.keys.dtype}
         encoder = registry.build(spec, ENCODERS, "encoder")
-        self._router: Router = folder.bind(work.pool, encoder, work.untrained)
+        self._router: Router = folder.bind(work.pool, encoder, work.untrained, work.caution)
         self._store = open_store(work.output)
         self._centroids_KD = None if folder.held_out is None else folder.held_out.centroids
 

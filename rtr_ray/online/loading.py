@@ -9,6 +9,7 @@ from rtr_ray import registry
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import ConfigError
+from rtr_ray.familiarity import Caution
 from rtr_ray.online.routing import Chooser
 from rtr_ray.parts import Version
 from rtr_ray.policies import KNOWN as POLICIES
@@ -30,6 +31,7 @@ def load_chooser(
     encoder: Mapping[str, Any] | None = None,
     known: Encoder | None = None,
     untrained: Any = "refuse",
+    caution: Caution | None = None,
 ) -> Chooser:
     """The chooser of a router folder and a policy.
 
@@ -40,6 +42,7 @@ def load_chooser(
         encoder: Fields that stand over the router's own: device, dtype.
         known: An encoder that is loaded already: taken where it is the router's.
         untrained: As `RouterFolder.bind` has it.
+        caution: The same.
 
     Raises:
         RouterError: If the folder is none, or does not fit the pool.
@@ -51,7 +54,7 @@ def load_chooser(
         known = registry.build(
             spec | {k: v for k, v in (encoder or {}).items() if k in spec}, ENCODERS, "encoder"
         )
-    bound = folder.bind(pool, known, untrained)
+    bound = folder.bind(pool, known, untrained, caution)
     held_out = None if folder.held_out is None else folder.held_out.table(pool)
     unit = _unit(policy, held_out)
     if "run" in policy:

@@ -126,7 +126,7 @@ class RoutingIngress(OpenAiIngress):
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
-        chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained)
+        chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained, keys.caution)
         chooser.router.encoder.encode(["so that the first request finds it loaded"])
         if keys.shadow is None:
             return chooser, None
@@ -137,6 +137,7 @@ class RoutingIngress(OpenAiIngress):
             encoder,
             chooser.router.encoder,
             keys.untrained,
+            keys.caution,
         )
         return chooser, shadow
 
