@@ -30,7 +30,7 @@ LAYERS = (
     | {"held_rows", "forecast", "makespan", "gate"},
     {"keys", "openai_batch"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"}
-    | {"extension"},
+    | {"extension", "acquisition"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
     {"pool_file"},
     {"config", "job", "collection", "labelling"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -120,7 +121,8 @@ def test_a_named_candidate_takes_strange_queries_wherever_it_may():
 
 def test_the_rows_of_a_run_say_so(tmp_path: Path):
     path = tmp_path / "corpus.jsonl"
-    path.write_text('{"query": "what is the sum of 1 and 2"}\n{"query": ""}\n{"query": "%s"}\n' % STRANGE[0])
+    rows = [{"query": text} for text in ("what is the sum of 1 and 2", "", STRANGE[0])]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     corpus, (split,) = open_corpus(str(path), Columns())
     (block,) = read_split(corpus, split, 100)
     part, _ = table_part(block, folder().bind(POOL, ENCODER, caution=Caution()))
@@ -148,7 +150,7 @@ def test_it_is_kept_in_the_router_folder(tmp_path: Path):
 def test_what_cannot_be_is_refused():
     with pytest.raises(ConfigError, match=r"ood.level is 1; a share between 0 and 1"):
         Caution(1)
-    with pytest.raises(ConfigError, match="ood.fallback is huge:x, which is not a candidate"):
+    with pytest.raises(ConfigError, match=r"ood.fallback is huge:x, which is not a candidate"):
         folder().bind(POOL, ENCODER, caution=Caution(0.9, "huge:x"))
     with pytest.raises(RouterError, match="does not know what its training queries were like"):
         replace(folder(), familiarity=None).bind(POOL, ENCODER, caution=Caution())
