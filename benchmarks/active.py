@@ -1,4 +1,4 @@
-"""Which labels to buy: a router's quality against the dollars of its labels, by rule of choice: docs/quality.md.
+"""Which labels to buy: a router's quality against the dollars of its labels, by rule of choice.
 
     python benchmarks/active.py                                        # three tables, 5 splits
     python benchmarks/active.py --tables embedded --estimator linear --seeds 3 --rules decision cells rows

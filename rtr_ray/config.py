@@ -188,6 +188,18 @@ class JobFile(JobKeys):
         return RouterKeys(path=self.router) if isinstance(self.router, str) else self.router
 
 
+class ActiveKeys(Door):
+    """How the next labels are chosen."""
+
+    rule: str = Field("decision", description="decision, variance, thrifty, cells or rows")
+    rounds: int = Field(8, ge=1, description="how often what is known is looked at again")
+    first_rows: int = Field(12, ge=1, description="whole rows before anything else")
+    queries: int = Field(20_000, ge=1, description="how many of the queries are looked at")
+    encoder: str | dict[str, Any] = Field(
+        "sentence-transformers/all-mpnet-base-v2", description="a sentence-transformers model, or its kind"
+    )
+
+
 class CollectFile(JobKeys):
     """What `rtr-ray collect` is told, by flags or in a file."""
 
@@ -199,6 +211,7 @@ class CollectFile(JobKeys):
     sample: int | None = Field(None, ge=1, description="how many of the queries; none: all")
     repeats: int = Field(1, ge=1, description="how often each candidate is put each query")
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
+    active: ActiveKeys | None = Field(None, description="how cells are chosen; none: all are run")
 
 
 class ProfileKeys(Door):

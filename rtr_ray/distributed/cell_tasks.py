@@ -98,6 +98,7 @@ def write_cells(
     candidates: Sequence[Candidate],
     repeats: int,
     below: int | None,
+    chosen: Mapping[Candidate, frozenset[str]] | None = None,
 ) -> Cells:
     """Write the plan rows of all candidates for the queries of a split."""
     store = open_store(output)
@@ -105,7 +106,8 @@ def write_cells(
     rows: dict[Candidate, int] = {}
     left_out: dict[Candidate, int] = {}
     for candidate in candidates:
-        every = [cell_rows(block, candidate, repeats, below) for block in blocks]
+        only = None if chosen is None else chosen.get(candidate, frozenset())
+        every = [cell_rows(block, candidate, repeats, below, only) for block in blocks]
         tables = [bounded(table, pool, candidate) for table in every]
         rows[candidate] = sum(map(len, tables))
         left_out[candidate] = sum(map(len, every)) - rows[candidate]
