@@ -194,7 +194,7 @@ def _read(work: Collection, encoder: Encoder, most: int) -> _Queries:
 
 @ray.remote(num_cpus=1, max_retries=5)
 def texts_of(corpus: Corpus, split: Split) -> list[tuple[str, str]]:
-    """Ids and texts of the rows that may be learned from: usable, of split `train`, not out of distribution."""
+    """Ids and texts of rows that may be learned from: usable, of split `train`, not out of distribution."""
     found: list[tuple[str, str]] = []
     for block in read_split(corpus, split, _BLOCK_ROWS):
         columns = [block[name].to_pylist() for name in (QUERY_ID, TEXT, ROW_ERROR)]
