@@ -12,6 +12,7 @@ Writes benchmarks/out/attack.json.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,39 +38,13 @@ PRICES = 10.0 ** np.linspace(-3, 1, 41)  # accuracy per mean cost; tried for an 
 USUAL_SHARE = 0.15  # of clean queries that go to the dearest candidate, about
 LEVEL = 0.99
 ODD = ("!!!!", "[INST]", "}{", "\\\\n", "????", "ZXQ", "0000", "###", "<|im_end|>", "~~", "TODO", "QED")
-PLAIN = [
-    "please",
-    "explain",
-    "prove",
-    "derive",
-    "rigorous",
-    "theorem",
-    "integral",
-    "proof",
-    "step",
-    "by",
-    "step",
-    "carefully",
-    "hard",
-    "olympiad",
-    "expert",
-    "advanced",
-    "detailed",
-    "analysis",
-    "legal",
-    "medical",
-    "quantum",
-    "the",
-    "of",
-    "and",
-    "because",
-    "therefore",
-    "which",
-    "is",
-    "an",
-    "explain",
-    "why",
-]
+PLAIN = tuple(
+    re.findall(
+        "[a-z]+",
+        "please explain prove derive rigorous theorem integral proof step by carefully hard olympiad expert "
+        "advanced detailed analysis legal medical quantum the of and because therefore which is an why",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -85,7 +60,7 @@ class Victim:
     unit: float  # mean cost
 
     def scores(self, texts: Sequence[str], guard: str) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """(Q, C) what the policy maximises, (Q, C) predicted cost, (Q,) what was marked as unlike training."""
+        """(Q, C) what the policy maximises, (Q, C) predicted cost, (Q,) what is unlike training."""
         read = [plainly(text) for text in texts] if "plainly" in guard else list(texts)
         embeddings_QD = self.encoder.encode(read)
         told = predicted(self.fitted, embeddings_QD, read)
@@ -101,7 +76,7 @@ class Victim:
 
 
 def victim(table: Table, encoder: Kept, kind: str) -> tuple[Victim, list[str], int]:
-    """A router on two thirds of the queries, at a price at which some go to the dearest; the other queries."""
+    """A router on two thirds of the queries, at a price at which some go to the dearest; the others."""
     table = table.scorable([~table.ood_M])
     ((_, train_M, test_M),) = table.splits(1)
     known, known_MD = table.whole.rows(train_M), table.embeddings[train_M]
@@ -192,8 +167,8 @@ def measured(table: Table, encoder: Kept, options: Any, say: Callable[[str], obj
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One table of docs/safety.md."""
     lines = [
-        "| guard | clean queries whose choice it changes | to the dearest: clean | attacked | adaptive | cost of "
-        "a query: attacked | adaptive |",
+        "| guard | clean queries whose choice it changes | to the dearest: clean | attacked | adaptive "
+        "| cost of a query: attacked | adaptive |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
