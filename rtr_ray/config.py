@@ -50,10 +50,6 @@ class OodKeys(Door):
     level: float = Field(0.99, gt=0, lt=1, description="a quantile of the training queries' distances")
     fallback: str = Field("prior", description="prior, or model:strategy")
 
-    def build(self) -> Caution:
-        """The caution."""
-        return Caution(self.level, self.fallback)
-
 
 class RouterKeys(Door):
     """The router."""
@@ -61,11 +57,14 @@ class RouterKeys(Door):
     path: str = Field(description="a folder that rtr-ray train wrote")
     untrained: Literal["refuse", "by_profile"] = Field("refuse", description="refuse or by_profile")
     ood: OodKeys | None = Field(None, description="level and fallback; none: nobody looks")
+    plainly: bool = Field(False, description="true or false: read queries without odd signs and tails")
 
     @property
     def caution(self) -> Caution | None:
-        """What becomes of queries unlike those of training."""
-        return None if self.ood is None else self.ood.build()
+        """What becomes of queries unlike those of training, and how queries are read."""
+        if self.ood is None:
+            return Caution(None, plainly=True) if self.plainly else None
+        return Caution(self.ood.level, self.ood.fallback, self.plainly)
 
 
 class EncoderKeys(Door):
@@ -262,6 +261,14 @@ class IngressKeys(Door):
     max_body_mib: float = Field(4.0, gt=0, description="MiB of a request's body; beyond them, 413")
 
 
+class ShareCapKeys(Door):
+    """What share of a key's routed requests may go to dear candidates."""
+
+    share: float = Field(ge=0, le=1, description="of the last `window` requests of a key, 0 to 1")
+    window: int = Field(100, ge=1, description="requests that are looked back on, by each replica")
+    times: float = Field(4.0, gt=0, description="dear: so many times what the median candidate may cost")
+
+
 class SwapKeys(Door):
     """What can be changed while the endpoint runs: the `user_config` of its ingress."""
 
@@ -298,6 +305,7 @@ class ServeFile(SwapKeys):
         None, description="a file of rtr-ray keys, on the head node; none: anybody spends"
     )
     ingress: IngressKeys = IngressKeys()
+    share_cap: ShareCapKeys | None = Field(None, description="share, window and times; none: no cap")
     models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
     sandbox: SandboxKeys = SandboxKeys()
     cluster: ClusterKeys = ClusterKeys()

@@ -87,13 +87,14 @@ class Familiarity:
 
 @dataclass(frozen=True, slots=True)
 class Caution:
-    """What becomes of a query that is not like those of training."""
+    """What becomes of a query that is not like those of training, and how queries are read."""
 
-    level: float = 0.99  # of the training queries' own scores
+    level: float | None = 0.99  # of the training queries' own scores; None: nobody looks
     fallback: str = PRIOR  # or model:strategy
+    plainly: bool = False  # see `plainly.plainly`
 
     def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
+        if self.level is not None and not 0 < self.level < 1:
             raise ConfigError(f"ood.level is {self.level}; a share between 0 and 1 is needed.")
         if self.fallback != PRIOR:
             Candidate.parse(self.fallback)
@@ -121,10 +122,13 @@ class Guard:
 
     def far(self, embeddings_QD: FloatArray) -> BoolArray:
         """(Q,) whether a query is unlike those of training."""
-        far_Q: BoolArray = self.familiarity.score(embeddings_QD) > self.familiarity.threshold(
-            self.caution.level
-        )
+        far_Q: BoolArray = self.familiarity.score(embeddings_QD) > self.threshold
         return far_Q
+
+    @property
+    def threshold(self) -> float:
+        """Of the score."""
+        return np.inf if self.caution.level is None else self.familiarity.threshold(self.caution.level)
 
     def believed(self, estimate: Estimate, far_Q: BoolArray) -> Estimate:
         """The estimate, with what candidates are like on average in the rows of far queries."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,7 @@ from rtr_ray.estimators.base import (
 from rtr_ray.estimators.extended import by_profile
 from rtr_ray.familiarity import Caution, Familiarity, Guard, usual_of
 from rtr_ray.held_out import HeldOut
+from rtr_ray.plainly import plainly
 from rtr_ray.pool import Pool, fingerprint, priced_table
 from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate, FloatArray, Outcomes, RoutingTable
@@ -88,6 +89,28 @@ class InputTokens:
         return tokens_QC
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An encoder that reads texts plainly."""
+
+    inner: Encoder
+    kind: ClassVar[str] = "plain"
+
+    @property
+    def dim(self) -> int:
+        """As the encoder within."""
+        return self.inner.dim
+
+    @property
+    def identity(self) -> str:
+        """Another one than that of the encoder within: embeddings of some texts differ."""
+        return f"plain:{self.inner.identity}"
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """What the encoder within makes of the plain texts."""
+        return self.inner.encode([plainly(text) for text in texts])
+
+
 @dataclass(frozen=True, eq=False)
 class Router:
     """Predicts routing tables for one pool. Pure once built."""
@@ -99,6 +122,7 @@ class Router:
     candidates: tuple[Candidate, ...]  # of the tables: the pool's, in its order
     fingerprint: str  # of what was learned
     guard: Guard | None = None  # what looks for queries unlike those of training; None: nobody does
+    plain: bool = False  # texts are read plainly: by the encoder, which is a `Plain` then, and here
 
     def table(
         self,
@@ -118,7 +142,8 @@ class Router:
         if texts is None:
             estimate = self.estimator.predict(embeddings_QD)
         else:
-            estimate = predicted(self.estimator, embeddings_QD, texts)
+            read = [plainly(text) for text in texts] if self.plain else texts
+            estimate = predicted(self.estimator, embeddings_QD, read)
         columns_C = columns_of(self.estimator.candidates, self.candidates)
         far_Q = None if self.guard is None else self.guard.far(embeddings_QD)
         if self.guard is not None and far_Q is not None:
@@ -268,8 +293,20 @@ class RouterFolder:
         elif new:
             every = [*estimator.candidates, *new]
             estimator = by_profile(estimator, new, embed_profiles(pool, encoder, every), encoder.dim)
-        guard = None if caution is None else self._guard(pool, estimator, caution)
-        return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint, guard)
+        guard = None
+        if caution is not None and caution.level is not None:
+            guard = self._guard(pool, estimator, caution)
+        plain = caution is not None and caution.plainly
+        return Router(
+            Plain(encoder) if plain else encoder,
+            estimator,
+            self.inputs,
+            pool,
+            pool.candidates,
+            self.fingerprint,
+            guard,
+            plain,
+        )
 
     def _guard(self, pool: Pool, estimator: FittedEstimator, caution: Caution) -> Guard:
         self.check_caution(pool, caution)
@@ -285,7 +322,7 @@ class RouterFolder:
             ConfigError: If the fallback is not a candidate.
         """
         caution.check(pool.candidates)
-        if self.familiarity is None:
+        if self.familiarity is None and caution.level is not None:
             raise RouterError(
                 "The router does not know what its training queries were like: it was trained on too few, "
                 "or by an older rtr-ray. Train it again, or leave ood out."

@@ -24,11 +24,11 @@ LONGEST_FILE = 450
 LAYERS = (
     {"errors"},
     {"types", "schemas", "storage", "lease", "yaml_door", "sandbox"},
-    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"} | {"familiarity"},
+    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"} | {"familiarity", "plainly"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},
-    {"keys", "openai_batch"},
+    {"keys", "openai_batch", "share_cap"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"}
     | {"extension", "acquisition"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},

@@ -17,7 +17,7 @@ from rtr_ray.policies.base import FittedPolicy, Grounded, Policy, fit
 from rtr_ray.policies.fixed import Fixed
 from rtr_ray.policies.score import FittedScore, Score
 from rtr_ray.pool import Pool
-from rtr_ray.router import RouterFolder
+from rtr_ray.router import Plain, RouterFolder
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate, RoutingTable
@@ -49,6 +49,8 @@ def load_chooser(
         ConfigError: If the policy cannot be frozen without a corpus.
     """
     folder = RouterFolder.load(router)
+    if isinstance(known, Plain):
+        known = known.inner
     if known is None or known.identity != folder.encoder_identity:
         spec = dict(folder.encoder)
         known = registry.build(

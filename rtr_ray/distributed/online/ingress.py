@@ -31,6 +31,7 @@ from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
 from rtr_ray.online.routing import Chooser, Routing
+from rtr_ray.share_cap import CappedGate, ShareCap
 from rtr_ray.yaml_door import validated
 
 _LOG = logging.getLogger("ray.serve")
@@ -69,6 +70,8 @@ class RoutingIngress(OpenAiIngress):
         )
         self._gate = setting.gate()
         self._open = isinstance(self._gate, OpenGate)
+        if (cap := file.share_cap) is not None:
+            self._gate = CappedGate(self._gate, ShareCap.of(self._pool, cap.share, cap.window, cap.times))
         self._endpoint: Endpoint | None = None
         self._refused: str | None = None  # why the last change was not made
         self._sending: asyncio.Task[None] | None = None
