@@ -132,7 +132,8 @@ class Acquisition:
             weight_MC = belief.stake(pool.cost_usd) if self.rule == "decision" else np.ones(pool.shape)
             gain_MC = belief.gain(weight_MC) / np.maximum(pool.cost_usd, 1e-12)
             gain_MC[~affordable_MC] = -np.inf
-            share, mine, taken = left / (_STEPS - step), [], 0.0
+            share, taken = left / (_STEPS - step), 0.0
+            mine: list[tuple[int, int]] = []
             for cell in np.argsort(-gain_MC, axis=None, kind="stable"):
                 row, column = divmod(int(cell), pool.shape[1])
                 if not affordable_MC[row, column] or (mine and taken + pool.cost_usd[row, column] > share):

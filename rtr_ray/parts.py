@@ -105,7 +105,7 @@ def routing_table(part: pa.Table) -> RoutingTable:
         tuple(part[QUERY_ID].to_pylist()),
         candidates,
         *(matrix(f"_{name}") for name in (*ESTIMATES, "allowed")),
-        part[UNFAMILIAR].to_numpy() if UNFAMILIAR in part.column_names else None,
+        unfamiliar=part[UNFAMILIAR].to_numpy() if UNFAMILIAR in part.column_names else None,
     )
 
 

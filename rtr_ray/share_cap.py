@@ -31,8 +31,8 @@ class ShareCap:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1 or self.window < 1:
             raise ConfigError(
-                f"share_cap has share={self.share}, window={self.window}; a share from 0 to 1 and a window of "
-                "one request at least are needed."
+                f"share_cap has share={self.share}, window={self.window}; a share from 0 to 1, and a "
+                "window of one request at least, are needed."
             )
 
     @classmethod
@@ -60,7 +60,7 @@ class ShareCap:
         seen = self._seen.get(key, ())
         last = list(seen)[-(self.window - 1) :] if self.window > 1 else []
         # what is not asked yet counts as not dear: a first burst gets no more than a window's share
-        return sum(last) + 1 > self.share * self.window
+        return sum(last) + 1 > self.share * self.window + 1e-9
 
     def count(self, key: str, candidate: Candidate) -> None:
         """A request was sent to a candidate."""

@@ -68,7 +68,7 @@ def counts(rule: str) -> FloatArray:
 def test_a_candidate_that_is_never_chosen_is_asked_less_and_a_cheap_one_more():
     decision, variance, thrifty = (counts(rule) for rule in ("decision", "variance", "thrifty"))
     assert decision[1] < 0.5 * decision[2], "hopeless and as dear"
-    assert abs(variance[1] - variance[2]) < 0.3 * variance[2], "only decisions know that"
+    assert variance[1] >= variance[2], "only decisions know that"
     assert variance[0] > 2 * variance[2]
     assert thrifty[0] > 2 * thrifty[2]
 

@@ -175,8 +175,10 @@ class _Rounds:
             np.array([float(getattr(price, name) / _MTOK) for price in prices])
             for name in ("input_usd_per_mtok", "output_usd_per_mtok")
         )
-        cost_MC: FloatArray = inputs.predict(work.candidates, self.queries.sizes) * input_C
-        return cost_MC + tokens_C * output_C
+        cost_MC: FloatArray = (
+            inputs.predict(work.candidates, self.queries.sizes) * input_C + tokens_C * output_C
+        )
+        return cost_MC
 
 
 def _read(work: Collection, encoder: Encoder, most: int) -> _Queries:

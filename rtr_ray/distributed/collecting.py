@@ -26,6 +26,7 @@ from rtr_ray.distributed.answering import Answering, Given, tally_results
 from rtr_ray.distributed.batch import recorded_ending, side_by_side, terminable
 from rtr_ray.distributed.cell_tasks import (
     Grading,
+    Wanted,
     grade_cells,
     hash_ids,
     ids_hashed_to,
@@ -153,8 +154,7 @@ class _Collecting:
                     work.pool,
                     work.candidates,
                     work.file.repeats,
-                    below,
-                    work.chosen,
+                    Wanted(below, work.chosen),
                 )
                 for n, split in enumerate(work.splits)
             ]

@@ -34,7 +34,11 @@ class FittedEstimator(Protocol):
     """What is learned. Predicts from embeddings alone; sees no reference answer."""
 
     kind: ClassVar[str]
-    candidates: tuple[Candidate, ...]
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The columns of what it predicts."""
+        ...
 
     def predict(self, embeddings_QD: FloatArray) -> Estimate:
         """The routing table's accuracy and tokens, (Q, C) each."""

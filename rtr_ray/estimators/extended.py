@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -162,7 +162,7 @@ def by_outcomes(extended: FittedExtended, outcomes: Outcomes, embeddings_MD: Flo
     told = predicted(extended.base, embeddings_MD, outcomes.queries)
     accuracy_MN, log_MN, tail_MN = _blended(told, extended.blend_NC)
     unit_MD = unit(embeddings_MD)
-    heads: Mapping[str, FloatArray] = {name: getattr(extended, name).copy() for name in _ARRAYS[2:]}
+    heads: dict[str, FloatArray] = {name: getattr(extended, name).copy() for name in _ARRAYS[2:]}
     seen = False
     for n, candidate in enumerate(new):
         if candidate not in outcomes.candidates:
@@ -184,12 +184,13 @@ def by_outcomes(extended: FittedExtended, outcomes: Outcomes, embeddings_MD: Flo
         heads["tokens_NF"][n] = around(Around(_LOG_TOKENS_NOISE, groups), features_MF, apart_M)
         told_M = np.exp(log_MN[:, n] + features_MF @ heads["tokens_NF"][n])
         heads["ratio_N"][n], heads["tail_N"][n] = _lengths(tokens_M, told_M, tail_MN[:, n])
+    changed: dict[str, Any] = heads
     if not seen:
         raise DataError(
             f"The outcomes have none of {', '.join(map(str, new))}. Name the file with theirs, or leave "
             "--outcomes out: then the profile alone speaks."
         )
-    return replace(extended, **heads)
+    return replace(extended, **changed)
 
 
 def without(base: FittedEstimator, gone: Sequence[Candidate]) -> FittedExtended:
