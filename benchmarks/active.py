@@ -81,14 +81,20 @@ class Labels:
 
 
 def simulated(
-    table: Table, estimator: Estimator, rules: Sequence[str], seeds: int, shares: Sequence[float]
+    table: Table,
+    estimator: Estimator,
+    rules: Sequence[str],
+    seeds: int,
+    shares: Sequence[float],
+    most: int = 700,
 ) -> list[dict[str, Any]]:
-    """One row for each split, rule and budget."""
+    """One row for each split, rule and budget; of at most so many training queries."""
     table = table.scorable([~table.ood_M])
     rows = []
     for seed, train_M, test_M in table.splits(seeds):
-        known, part = table.whole.rows(train_M), table.part(test_M)
-        known_MD = table.embeddings[train_M]
+        drawn = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(train_M))[:most])
+        known, part = table.whole.rows(drawn), table.part(test_M)
+        known_MD = table.embeddings[drawn]
         trial = Trial(known, known_MD, {"test": part}, table.profiles)
         whole = float(np.nansum(paid(known)))
         for name in rules:
@@ -145,11 +151,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--estimator", default="auto", help="a kind, or JSON")
     parser.add_argument("--rules", nargs="+", default=list(RULES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--most", type=int, default=700, help="training queries at most")
     options = parser.parse_args(given)
     console, found = Console(width=200, highlight=False), {}
     (estimator,) = estimators_of([options.estimator]).values()
     for name, table in tables_of(options, console):
-        rows = simulated(table, estimator, options.rules, options.seeds, options.shares)
+        rows = simulated(table, estimator, options.rules, options.seeds, options.shares, options.most)
         console.print(
             f"\n{name}, {options.estimator}, {options.seeds} splits: points over the static hull (standard "
             "error over splits; labels)\n",

@@ -101,10 +101,11 @@ def routing_table(part: pa.Table) -> RoutingTable:
         flat = part[name].combine_chunks().flatten()
         return flat.to_numpy(zero_copy_only=False).reshape(len(part), len(candidates))
 
+    values = {name: matrix(f"_{name}") for name in (*ESTIMATES, "allowed")}
     return RoutingTable(
         tuple(part[QUERY_ID].to_pylist()),
         candidates,
-        *(matrix(f"_{name}") for name in (*ESTIMATES, "allowed")),
+        **values,
         unfamiliar=part[UNFAMILIAR].to_numpy() if UNFAMILIAR in part.column_names else None,
     )
 

@@ -15,7 +15,12 @@ from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.errors import ConfigError, DataError, RouterError
 from rtr_ray.estimators.linear import Linear
 from rtr_ray.familiarity import Caution, Familiarity
+from rtr_ray.online.asking import Asked
+from rtr_ray.online.reply import Named
+from rtr_ray.online.routing import Routed
+from rtr_ray.online.showing import routing_shown
 from rtr_ray.parts import Version, plan_part, table_part
+from rtr_ray.policies.base import with_runner_up
 from rtr_ray.policies.score import FittedScore
 from rtr_ray.reading import open_corpus, read_split
 from rtr_ray.router import Router, RouterFolder, train
@@ -157,3 +162,16 @@ def test_what_cannot_be_is_refused():
     found = table(folder().bind(POOL, ENCODER), STRANGE)
     with pytest.raises(DataError, match=r"RoutingTable.unfamiliar has shape \(3,\)"):
         replace(found, unfamiliar=np.zeros(3, dtype=bool))
+
+
+def test_an_endpoint_says_so_in_words_in_its_table_and_in_a_header():
+    bound = folder().bind(POOL, ENCODER, caution=Caution())
+    plan = with_runner_up(BY_ACCURACY, table(bound, STRANGE[:1]))
+    routed = Routed(plan, BY_ACCURACY, "f")
+    shown = routing_shown(routed, "a")
+    assert shown["unfamiliar"] is True
+    assert shown["why"].startswith("The request is unlike those that the router was trained on.")
+    headers = Named("a", 0, Asked(()), LARGE, routed).headers
+    assert headers["x-rtr-unfamiliar"] == "true"
+    plain = with_runner_up(BY_ACCURACY, table(folder().bind(POOL, ENCODER), STRANGE[:1]))
+    assert routing_shown(Routed(plain, BY_ACCURACY, "f"), "a")["unfamiliar"] is None
