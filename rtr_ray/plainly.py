@@ -13,7 +13,10 @@ import unicodedata
 _INVISIBLE = frozenset({"Cf", "Co", "Cn", "Cs"})
 _RUN = re.compile(r"(\S)\1{7,}")  # longer than any that is written for a reader, rules and tables aside
 _REPEATED = re.compile(r"\b(\w{1,40}(?:\W{1,3}\w{1,40}){0,3}?)(?:\W{1,3}\1\b){2,}", re.IGNORECASE)
-_END = re.compile(r"[.?!:;)\]\"'}](?=\s)")
+_END = re.compile(r"(?<=[\w)\]}\"'])[.?!:;](?=\s)")
+_ENDED = re.compile(r"[\w)\]}\"'][.?!:]?[.?!:)\]}\"']\s*$")
+_SUM = re.compile(r"[-+*/=<>^%()$,.]+")
+_ODD = re.compile(r"\\|[!?#~@|<>{}\[\]_]{2}")
 _WORDLY = re.compile(r"[A-Za-z]{2,}")
 _LINKS = frozenset(
     re.findall(
@@ -23,7 +26,7 @@ _LINKS = frozenset(
         "will with would you your",
     )
 )
-_LEAST_TAIL, _LINKED = 3, 0.12
+_LEAST_TAIL, _LINKED, _ODD_SHARE = 3, 0.12, 0.5
 
 
 def plainly(text: str) -> str:
@@ -52,16 +55,17 @@ def _without_tail(text: str) -> str:
     if not ends:
         return text
     tail = text[ends[-1] :]
-    if tail.rstrip()[-1:] in {".", "?", "!", ":", ")", "]", "}", '"', "'"}:
-        return text
     words = tail.split()
+    if words and sum(map(_is_odd, words)) >= _ODD_SHARE * len(words):
+        return text[: ends[-1]]
     linked = sum(word.strip(",;").lower() in _LINKS for word in words)
     wordly = sum(_WORDLY.search(word) is not None for word in words)
-    if (
-        len(words) < _LEAST_TAIL
-        or wordly < _LEAST_TAIL
-        or linked / len(words) > _LINKED
-        or "\n" in tail.strip()
-    ):
-        return text
-    return text[: ends[-1]]
+    sentence = _ENDED.search(tail) is not None or "\n" in tail.strip() or linked > _LINKED * len(words)
+    return text if sentence or wordly < _LEAST_TAIL else text[: ends[-1]]
+
+
+def _is_odd(word: str) -> bool:
+    """Whether it is neither a word, nor a number, nor a sign of a sum."""
+    if _SUM.fullmatch(word):
+        return False
+    return _ODD.search(word) is not None or not any(sign.isalnum() for sign in word)

@@ -16,7 +16,10 @@ from tests.test_familiarity import POOL, folder, usual
     ("text", "read"),
     [
         ("What is 2 + 2?", "What is 2 + 2?"),
-        ("What is 2 + 2? !!!!!!!!!!!!!!!!", "What is 2 + 2? !!!"),
+        ("What is 2 + 2? !!!!!!!!!!!!!!!!", "What is 2 + 2?"),
+        ("What is 2 + 2? !!!! are \\\\n !!!!", "What is 2 + 2?"),
+        ("Compute this: 2 + 3 * ( 4 - 1 )", "Compute this: 2 + 3 * ( 4 - 1 )"),
+        ("Stop!!!!!!!!!!! said he", "Stop!!! said he"),
         ("What is 2 + 2? prove prove prove prove", "What is 2 + 2? prove"),
         ("What is 2 + 2? describing similarly revert oppositely prove", "What is 2 + 2?"),
         ("What is 2 + 2? Answer as a number please", "What is 2 + 2? Answer as a number please"),

@@ -58,7 +58,7 @@ def collect_actively(work: Collection, screen: Screen, fresh: bool = False) -> d
     """Label the cells that tell most, in rounds, until the budget is used up.
 
     Returns:
-        The summary of the last round, with `active`: rounds, cells and dollars of all.
+        The summary of the last round, with `active`: rounds of this command, labels in all, the rule.
 
     Raises:
         RtrError: In one sentence, whatever stands in the way.
@@ -121,7 +121,7 @@ class _Rounds:
                 f"budget_usd=${file.budget_usd} does not cover one more label: what was collected took "
                 f"${sum(collected_usd(file.output), Decimal(0)):f}. Raise it, or all cells are labelled."
             )
-        found["active"] = {"rounds": rounds, "cells": sum(map(len, asked.values())), "rule": self.rule.rule}
+        found["active"] = {"rounds": rounds, "cells": found["rows"]["answered"], "rule": self.rule.rule}
         return found
 
     def _asked(self) -> dict[Candidate, set[str]]:

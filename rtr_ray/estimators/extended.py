@@ -12,7 +12,7 @@ from rtr_ray import registry
 from rtr_ray.errors import DataError, RouterError
 from rtr_ray.estimators.base import FittedEstimator, Profiles, State, columns_of, predicted
 from rtr_ray.estimators.few import Around, around
-from rtr_ray.estimators.relatives import blend
+from rtr_ray.estimators.relatives import ACCURACY, LENGTH, blend
 from rtr_ray.estimators.ridge import unit
 from rtr_ray.types import Candidate, Estimate, FloatArray, IntArray, Outcomes
 
@@ -20,6 +20,8 @@ _LEAST_TOKENS = 1e-3
 _FURTHEST = 3.0  # times the longest known candidate, or below the shortest
 _TAIL_ROWS = 20  # so many rows' weight has the tail of those that it resembles
 _ACCURACY_NOISE, _LOG_TOKENS_NOISE = 0.2, 0.2  # variances, to begin with
+_ACCURACY_APART = (0.01, 0.03, 0.1, 0.3)  # of those, the variance of how far a mean is from the blend; tried
+_LOG_TOKENS_APART = (0.1, 0.3, 1.0, 5.0)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +37,8 @@ class FittedExtended:
     candidates: tuple[Candidate, ...]
     base: FittedEstimator
     kept_K: IntArray  # columns of the base
-    blend_NC: FloatArray  # N new candidates, C of the base
+    blend_NC: FloatArray  # accuracy: N new candidates, C of the base
+    blend_tokens_NC: FloatArray
     accuracy_NF: FloatArray  # F features: 1, C, D; zeros without outcomes
     tokens_NF: FloatArray  # of the logarithm
     centre_NC: FloatArray  # what was said of the base's candidates, on average, where there are outcomes
@@ -61,7 +64,7 @@ class FittedExtended:
         )
 
     def _new(self, told: Estimate, embeddings_QD: FloatArray) -> Estimate:
-        accuracy_QN, log_QN, tail_QN = _blended(told, self.blend_NC)
+        accuracy_QN, log_QN, tail_QN = _blended(told, self.blend_NC, self.blend_tokens_NC)
         unit_QD = unit(embeddings_QD)
         for n in range(len(self.blend_NC)):
             features_QF = _features(told, self.centre_NC[n], unit_QD)
@@ -106,6 +109,7 @@ class FittedExtended:
 _ARRAYS = (
     "kept_K",
     "blend_NC",
+    "blend_tokens_NC",
     "accuracy_NF",
     "tokens_NF",
     "centre_NC",
@@ -138,7 +142,8 @@ def by_profile(
         (*base.candidates, *new),
         base,
         np.arange(width),
-        blend(base.candidates, new, profiles),
+        blend(base.candidates, new, profiles, ACCURACY),
+        blend(base.candidates, new, profiles, LENGTH),
         np.zeros((count, 1 + width + dim)),
         np.zeros((count, 1 + width + dim)),
         np.zeros((count, width)),
@@ -160,9 +165,9 @@ def by_outcomes(extended: FittedExtended, outcomes: Outcomes, embeddings_MD: Flo
     """
     new = extended.candidates[len(extended.kept_K) :]
     told = predicted(extended.base, embeddings_MD, outcomes.queries)
-    accuracy_MN, log_MN, tail_MN = _blended(told, extended.blend_NC)
+    accuracy_MN, log_MN, tail_MN = _blended(told, extended.blend_NC, extended.blend_tokens_NC)
     unit_MD = unit(embeddings_MD)
-    heads: dict[str, FloatArray] = {name: getattr(extended, name).copy() for name in _ARRAYS[2:]}
+    heads: dict[str, FloatArray] = {name: getattr(extended, name).copy() for name in _ARRAYS[3:]}
     seen = False
     for n, candidate in enumerate(new):
         if candidate not in outcomes.candidates:
@@ -177,11 +182,12 @@ def by_outcomes(extended: FittedExtended, outcomes: Outcomes, embeddings_MD: Flo
         features_MF = _features(told, centre_C, unit_MD)
         groups = (slice(0, 1), slice(1, 1 + len(centre_C)), slice(1 + len(centre_C), None))
         heads["centre_NC"][n] = centre_C
-        accuracy = Around(_ACCURACY_NOISE, groups)
+        lengths = Around(_LOG_TOKENS_NOISE, groups, _LOG_TOKENS_APART)
+        accuracy = Around(_ACCURACY_NOISE, groups, _ACCURACY_APART)
         heads["accuracy_NF"][n] = around(accuracy, features_MF, right_M - accuracy_MN[:, n])
         with np.errstate(divide="ignore"):
             apart_M = np.log(np.maximum(tokens_M, _LEAST_TOKENS)) - log_MN[:, n]
-        heads["tokens_NF"][n] = around(Around(_LOG_TOKENS_NOISE, groups), features_MF, apart_M)
+        heads["tokens_NF"][n] = around(lengths, features_MF, apart_M)
         told_M = np.exp(log_MN[:, n] + features_MF @ heads["tokens_NF"][n])
         heads["ratio_N"][n], heads["tail_N"][n] = _lengths(tokens_M, told_M, tail_MN[:, n])
     changed: dict[str, Any] = heads
@@ -210,6 +216,7 @@ def without(base: FittedEstimator, gone: Sequence[Candidate]) -> FittedExtended:
         base,
         np.array(kept, dtype=np.int64),
         np.zeros((0, width)),
+        np.zeros((0, width)),
         *none,
         np.zeros((0, width)),
         np.ones(0),
@@ -217,16 +224,18 @@ def without(base: FittedEstimator, gone: Sequence[Candidate]) -> FittedExtended:
     )
 
 
-def _blended(told: Estimate, blend_NC: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _blended(
+    told: Estimate, blend_NC: FloatArray, tokens_NC: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(Q, N) accuracy, logarithm of tokens, and 95% quantile over mean of those that are resembled."""
     tokens_QC = np.maximum(told.output_tokens.astype(np.float64), _LEAST_TOKENS)
     log_QC = np.log(tokens_QC)
-    log_QN = log_QC @ blend_NC.T
+    log_QN = log_QC @ tokens_NC.T
     reach = np.log(_FURTHEST)
     log_QN = np.clip(
         log_QN, log_QC.min(axis=1, keepdims=True) - reach, log_QC.max(axis=1, keepdims=True) + reach
     )
-    share_NC = np.maximum(blend_NC, 0)
+    share_NC = np.maximum(tokens_NC, 0)
     share_NC = share_NC / np.maximum(share_NC.sum(axis=1, keepdims=True), 1e-9)
     tail_QN = (told.output_tokens_p95 / tokens_QC) @ share_NC.T
     accuracy_QN = np.clip(told.accuracy.astype(np.float64) @ blend_NC.T, 0.0, 1.0)

@@ -10,7 +10,6 @@ import numpy as np
 
 from rtr_ray.types import FloatArray, IntArray
 
-_FIRST = (0.03, 0.1, 0.3, 1.0)
 _OTHERS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Variance of what a group of features tells, over that of what none tells; tried."""
 _MOST_ROWS = 300
@@ -23,7 +22,8 @@ class Around:
     """What is known before the first row."""
 
     noise: float  # variance of what no feature tells
-    groups: Sequence[slice]  # of features, each with a strength of its own; the first is never nil
+    groups: Sequence[slice]  # of features, each with a strength of its own
+    first: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)  # strengths of the first group: that of a constant, say
 
 
 def around(prior: Around, features_MF: FloatArray, value_M: FloatArray) -> FloatArray:
@@ -71,7 +71,7 @@ def _strengths(
 ) -> list[tuple[tuple[float, ...], float]]:
     """The likeliest strengths of the groups' signals, and how likely each is."""
     parts = [scaled_NF[:, group] @ scaled_NF[:, group].T for group in prior.groups]
-    tried, likely = list(product(_FIRST, *[_OTHERS] * (len(parts) - 1))), []
+    tried, likely = list(product(prior.first, *[_OTHERS] * (len(parts) - 1))), []
     for strengths in tried:
         cover_NN = np.eye(len(value_N))
         for strength, part_NN in zip(strengths, parts, strict=True):

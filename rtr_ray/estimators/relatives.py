@@ -10,12 +10,18 @@ from rtr_ray.errors import RouterError
 from rtr_ray.estimators.base import Profiles
 from rtr_ray.types import Candidate, FloatArray
 
-_MODEL, _STRATEGY, _BOTH, _OWN = 0.35, 0.25, 0.25, 0.15
+ACCURACY = (0.35, 0.25, 0.25, 0.15)
+LENGTH = (0.15, 0.55, 0.2, 0.1)
 """Shares of what differs between candidates: by model, by strategy, by the pair, and by nothing known."""
 _WIDTH = 0.25  # of the cosine distance at which profiles tell little of each other
 
 
-def blend(known: Sequence[Candidate], new: Sequence[Candidate], profiles: Profiles) -> FloatArray:
+def blend(
+    known: Sequence[Candidate],
+    new: Sequence[Candidate],
+    profiles: Profiles,
+    shares: tuple[float, float, float, float] = ACCURACY,
+) -> FloatArray:
     """(N, C) how much each known candidate says of each new one; rows add up to 1, none is barred from
     being negative: small:cot is large:cot less what small:vanilla lacks of large:vanilla.
 
@@ -27,6 +33,7 @@ def blend(known: Sequence[Candidate], new: Sequence[Candidate], profiles: Profil
         known: C candidates with outcomes.
         new: N without.
         profiles: Of all their models and strategies.
+        shares: `ACCURACY` or `LENGTH`: how long answers are is a matter of the strategy, mostly.
 
     Raises:
         RouterError: If a profile is missing.
@@ -40,10 +47,11 @@ def blend(known: Sequence[Candidate], new: Sequence[Candidate], profiles: Profil
     strategy_AA = _alike([c.strategy for c in every], profiles.strategies, "strategy")
     log_A = np.log([c.samples for c in every])
     strategy_AA = strategy_AA * np.exp(-np.abs(log_A[:, None] - log_A))
-    near_AA = _MODEL * model_AA + _STRATEGY * strategy_AA + _BOTH * model_AA * strategy_AA
+    of_model, of_strategy, of_both, own = shares
+    near_AA = of_model * model_AA + of_strategy * strategy_AA + of_both * model_AA * strategy_AA
     width = len(known)
     system = np.zeros((width + 1, width + 1))
-    system[:width, :width] = near_AA[:width, :width] + _OWN * np.eye(width)
+    system[:width, :width] = near_AA[:width, :width] + own * np.eye(width)
     system[:width, width] = system[width, :width] = 1.0
     asked = np.ones((width + 1, len(new)))
     asked[:width] = near_AA[:width, width:]

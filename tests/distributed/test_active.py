@@ -63,7 +63,9 @@ def test_a_budget_is_spent_on_single_cells_and_more_money_buys_more(bench: Workb
         assert found["active"]["cells"] == counts_C.sum() == calls
         more = collect_actively(work(bench, budget_usd="0.007"), screen())
         assert more["active"]["cells"] > calls
-        assert len(metered(bench.meter)) == more["active"]["cells"], "nothing was asked twice"
+        outcomes = pivot(read_long(str(bench.folder / "outcomes" / "*.parquet")))
+        assert len(metered(bench.meter)) == outcomes.runs.sum() == more["active"]["cells"]
+        assert outcomes.runs.max() == 1, "nothing was asked twice"
         assert collected_usd(str(bench.folder / "outcomes"))[0] <= Decimal("0.007")
 
 
