@@ -15,7 +15,7 @@ import numpy as np
 from rtr_ray.errors import ConfigError
 from rtr_ray.types import BoolArray, FloatArray, IntArray
 
-RULES = ("decision", "variance", "thrifty", "cells", "rows")
+RULES = ("contest", "decision", "variance", "thrifty", "cells", "rows")
 """See `Acquisition.rule`."""
 _DIRECTIONS = 24
 _COMMON, _OWN = 0.6, 0.4  # of the variance of what can be told of a query: for all candidates, for each alone
@@ -30,6 +30,7 @@ _PRICES = (
     1.0,
 )  # accuracy per mean cost: the range of trade-offs that choices are made at
 _STEPS = 12  # in which a batch is chosen: after each, what it will teach is counted as known
+_CONTENDS = 0.25  # of the highest mean stake
 _BLUR = 0.02  # standard deviation below which two candidates are a tie whatever is known
 
 
@@ -53,6 +54,9 @@ class Acquisition:
     """How the next cells are chosen.
 
     Rules:
+        contest: as decision, in rows: each with all candidates between which choices hang in the balance
+            anywhere. An estimator compares the candidates of a row with each other, which a lone cell does
+            not allow.
         decision: what a label is expected to tell of cells in which a choice hangs in the balance (on a
             range of prices of a dollar), per dollar of the label.
         variance: the same of all cells alike.
@@ -91,7 +95,7 @@ class Acquisition:
         left = budget_usd - sum(float(pool.cost_usd[cell]) for cell in order)
         if order and left <= 0:
             return _affordable(order, pool, budget_usd)
-        if self.rule in ("decision", "variance"):
+        if self.rule in ("contest", "decision", "variance"):
             return _affordable(order + self._informed(pool, left, order), pool, budget_usd)
         free_MC = _free(pool, order)
         if self.rule == "rows":
@@ -129,18 +133,24 @@ class Acquisition:
             affordable_MC = free_MC & (pool.cost_usd <= left)
             if not affordable_MC.any():
                 break
-            weight_MC = belief.stake(pool.cost_usd) if self.rule == "decision" else np.ones(pool.shape)
-            gain_MC = belief.gain(weight_MC) / np.maximum(pool.cost_usd, 1e-12)
-            gain_MC[~affordable_MC] = -np.inf
+            even_MC = np.ones(pool.shape)
+            weight_MC = even_MC if self.rule == "variance" else belief.stake(pool.cost_usd)
+            gain_MC = belief.gain(weight_MC)
+            groups = (
+                _rows_of(gain_MC, affordable_MC & _contenders(weight_MC), pool.cost_usd)
+                if self.rule == "contest"
+                else _cells_of(gain_MC, affordable_MC, pool.cost_usd)
+            )
             share, taken = left / (_STEPS - step), 0.0
             mine: list[tuple[int, int]] = []
-            for cell in np.argsort(-gain_MC, axis=None, kind="stable"):
-                row, column = divmod(int(cell), pool.shape[1])
-                if not affordable_MC[row, column] or (mine and taken + pool.cost_usd[row, column] > share):
+            for group in groups:
+                cost = sum(float(pool.cost_usd[cell]) for cell in group)
+                if taken + cost > (share if mine else left):
                     break
-                mine.append((row, column))
-                taken += float(pool.cost_usd[row, column])
-                free_MC[row, column] = False
+                mine += group
+                taken += cost
+            for cell in mine:
+                free_MC[cell] = False
             found += mine
             left -= taken
             belief = belief.told(mine)
@@ -247,6 +257,30 @@ class Belief:
             told_M = np.einsum("mk,kl,ml->m", self.features, square_KK, self.features)
             found_MC[:, column] = told_M / (variance_M + _NOISE)
         return found_MC
+
+
+def _contenders(stake_MC: FloatArray) -> BoolArray:
+    """(C,) candidates on which choices hang somewhere."""
+    stake_C = stake_MC.mean(axis=0)
+    found_C: BoolArray = stake_C >= _CONTENDS * stake_C.max()
+    return found_C
+
+
+def _cells_of(gain_MC: FloatArray, free_MC: BoolArray, cost_MC: FloatArray) -> list[list[tuple[int, int]]]:
+    """Free cells, each alone, those first that gain most per dollar."""
+    worth_MC = np.where(free_MC, gain_MC / np.maximum(cost_MC, 1e-12), -np.inf)
+    order = np.argsort(-worth_MC, axis=None, kind="stable")[: int(free_MC.sum())]
+    return [
+        [(int(row), int(column))] for row, column in zip(*np.unravel_index(order, free_MC.shape), strict=True)
+    ]
+
+
+def _rows_of(gain_MC: FloatArray, free_MC: BoolArray, cost_MC: FloatArray) -> list[list[tuple[int, int]]]:
+    """The free cells of each row, those rows first that gain most per dollar."""
+    gain_M, cost_M = (np.where(free_MC, one, 0.0).sum(axis=1) for one in (gain_MC, cost_MC))
+    worth_M = np.where(free_MC.any(axis=1), gain_M / np.maximum(cost_M, 1e-12), -np.inf)
+    order = np.argsort(-worth_M, kind="stable")[: int(free_MC.any(axis=1).sum())]
+    return [[(int(row), int(column)) for column in np.flatnonzero(free_MC[row])] for row in order]
 
 
 def spread_rows(
