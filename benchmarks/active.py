@@ -87,11 +87,14 @@ def simulated(
     seeds: int,
     shares: Sequence[float],
     most: int = 700,
+    first: int = 0,
 ) -> list[dict[str, Any]]:
     """One row for each split, rule and budget; of at most so many training queries."""
     table = table.scorable([~table.ood_M])
     rows = []
-    for seed, train_M, test_M in table.splits(seeds):
+    for seed, train_M, test_M in table.splits(first + seeds):
+        if seed is not None and seed < first:
+            continue
         drawn = np.sort(np.random.default_rng(seed).permutation(np.flatnonzero(train_M))[:most])
         known, part = table.whole.rows(drawn), table.part(test_M)
         known_MD = table.embeddings[drawn]
@@ -151,12 +154,15 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--estimator", default="auto", help="a kind, or JSON")
     parser.add_argument("--rules", nargs="+", default=list(RULES))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES))
+    parser.add_argument("--first", type=int, default=0, help="the first split: to share out the work")
     parser.add_argument("--most", type=int, default=700, help="training queries at most")
     options = parser.parse_args(given)
     console, found = Console(width=200, highlight=False), {}
     (estimator,) = estimators_of([options.estimator]).values()
     for name, table in tables_of(options, console):
-        rows = simulated(table, estimator, options.rules, options.seeds, options.shares, options.most)
+        rows = simulated(
+            table, estimator, options.rules, options.seeds, options.shares, options.most, options.first
+        )
         console.print(
             f"\n{name}, {options.estimator}, {options.seeds} splits: points over the static hull (standard "
             "error over splits; labels)\n",

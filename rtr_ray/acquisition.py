@@ -136,8 +136,9 @@ class Acquisition:
             even_MC = np.ones(pool.shape)
             weight_MC = even_MC if self.rule == "variance" else belief.stake(pool.cost_usd)
             gain_MC = belief.gain(weight_MC)
+            contending_MC = affordable_MC & _contenders(weight_MC)
             groups = (
-                _rows_of(gain_MC, affordable_MC & _contenders(weight_MC), pool.cost_usd)
+                _rows_of(gain_MC, contending_MC if contending_MC.any() else affordable_MC, pool.cost_usd)
                 if self.rule == "contest"
                 else _cells_of(gain_MC, affordable_MC, pool.cost_usd)
             )

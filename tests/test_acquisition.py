@@ -73,6 +73,12 @@ def test_a_candidate_that_is_never_chosen_is_asked_less_and_a_cheap_one_more():
     assert thrifty[0] > 1.3 * thrifty[2]
 
 
+def test_a_contest_is_asked_in_rows_without_those_that_are_never_chosen():
+    cells = Acquisition("contest").next(pool(known=60), 30.0)
+    rows = {row for row, _ in cells}
+    assert sorted(cells) == sorted((row, column) for row in rows for column in (0, 2))
+
+
 def test_what_is_believed_is_what_was_seen():
     here = pool(known=150)
     believed_MC = Belief.of(here.embeddings, here.accuracy).accuracy
@@ -93,7 +99,7 @@ def test_a_label_that_is_expected_lessens_what_another_would_tell():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ConfigError, match="Known rules: decision, variance, thrifty, cells, rows"):
+    with pytest.raises(ConfigError, match="Known rules: contest, decision, variance, thrifty, cells, rows"):
         Acquisition("best")
     with pytest.raises(ConfigError, match="first_rows is 0"):
         Acquisition(first_rows=0)
