@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from safetensors.numpy import load as load_tensors
@@ -33,8 +33,12 @@ class Familiarity:
         neighbours instead of the k-th one.
     """
 
-    landmarks: FloatArray  # (L, D) of unit length
+    landmarks: FloatArray  # (L, D) as they were encoded
     scores: FloatArray  # (S,) of training queries, rising
+    _unit_LD: FloatArray = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_unit_LD", _unit(self.landmarks))
 
     @classmethod
     def of(cls, embeddings_MD: FloatArray, group_M: IntArray, seed: int = 0) -> Familiarity | None:
@@ -56,13 +60,14 @@ class Familiarity:
             _nearest(np.where(group_L[block, None] == group_L, 2.0, 1 - unit_LD[block] @ unit_LD.T))
             for block in (slice(start, start + _BLOCK) for start in range(0, len(unit_LD), _BLOCK))
         ]
-        return cls(unit_LD, np.sort(np.concatenate(scores)).astype(np.float32))
+        landmarks = embeddings_MD[rows_L].astype(np.float32)
+        return cls(landmarks, np.sort(np.concatenate(scores)).astype(np.float32))
 
     def score(self, embeddings_QD: FloatArray) -> FloatArray:
         """(Q,) mean cosine distance to the nearest training queries."""
         unit_QD = _unit(embeddings_QD)
         found = [
-            _nearest(1 - unit_QD[start : start + _BLOCK] @ self.landmarks.T)
+            _nearest(1 - unit_QD[start : start + _BLOCK] @ self._unit_LD.T)
             for start in range(0, len(unit_QD), _BLOCK)
         ]
         return np.concatenate(found) if found else np.zeros(0)
