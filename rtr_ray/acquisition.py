@@ -15,7 +15,7 @@ import numpy as np
 from rtr_ray.errors import ConfigError
 from rtr_ray.types import BoolArray, FloatArray, IntArray
 
-RULES = ("contest", "decision", "variance", "thrifty", "cells", "rows")
+RULES = ("contest", "decision", "tempered", "variance", "thrifty", "cells", "rows")
 """See `Acquisition.rule`."""
 _DIRECTIONS = 24
 _COMMON, _OWN = 0.6, 0.4  # of the variance of what can be told of a query: for all candidates, for each alone
@@ -59,7 +59,9 @@ class Acquisition:
             not allow.
         decision: what a label is expected to tell of cells in which a choice hangs in the balance (on a
             range of prices of a dollar), per dollar of the label.
-        variance: the same of all cells alike.
+        tempered: as decision, per square root of the dollars: the belief above takes a cheap candidate's
+            labels for all the better, the more of them there are.
+        variance: what a label is expected to tell of all cells alike, per dollar.
         thrifty: cells at random, more of the cheap ones: with probability ~ 1 / sqrt(cost).
         cells: cells at random.
         rows: whole rows at random.
@@ -95,7 +97,7 @@ class Acquisition:
         left = budget_usd - sum(float(pool.cost_usd[cell]) for cell in order)
         if order and left <= 0:
             return _affordable(order, pool, budget_usd)
-        if self.rule in ("contest", "decision", "variance"):
+        if self.rule in ("contest", "decision", "tempered", "variance"):
             return _affordable(order + self._informed(pool, left, order), pool, budget_usd)
         free_MC = _free(pool, order)
         if self.rule == "rows":
@@ -140,7 +142,7 @@ class Acquisition:
             groups = (
                 _rows_of(gain_MC, contending_MC if contending_MC.any() else affordable_MC, pool.cost_usd)
                 if self.rule == "contest"
-                else _cells_of(gain_MC, affordable_MC, pool.cost_usd)
+                else _cells_of(gain_MC, affordable_MC, pool.cost_usd, 0.5 if self.rule == "tempered" else 1.0)
             )
             share, taken = left / (_STEPS - step), 0.0
             mine: list[tuple[int, int]] = []
@@ -267,9 +269,11 @@ def _contenders(stake_MC: FloatArray) -> BoolArray:
     return found_C
 
 
-def _cells_of(gain_MC: FloatArray, free_MC: BoolArray, cost_MC: FloatArray) -> list[list[tuple[int, int]]]:
-    """Free cells, each alone, those first that gain most per dollar."""
-    worth_MC = np.where(free_MC, gain_MC / np.maximum(cost_MC, 1e-12), -np.inf)
+def _cells_of(
+    gain_MC: FloatArray, free_MC: BoolArray, cost_MC: FloatArray, power: float
+) -> list[list[tuple[int, int]]]:
+    """Free cells, each alone, those first that gain most per dollar, or a power of it."""
+    worth_MC = np.where(free_MC, gain_MC / np.maximum(cost_MC, 1e-12) ** power, -np.inf)
     order = np.argsort(-worth_MC, axis=None, kind="stable")[: int(free_MC.sum())]
     return [
         [(int(row), int(column))] for row, column in zip(*np.unravel_index(order, free_MC.shape), strict=True)

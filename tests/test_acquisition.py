@@ -99,7 +99,9 @@ def test_a_label_that_is_expected_lessens_what_another_would_tell():
 
 
 def test_unknown_rules_are_refused():
-    with pytest.raises(ConfigError, match="Known rules: contest, decision, variance, thrifty, cells, rows"):
+    with pytest.raises(
+        ConfigError, match="Known rules: contest, decision, tempered, variance, thrifty, cells, rows"
+    ):
         Acquisition("best")
     with pytest.raises(ConfigError, match="first_rows is 0"):
         Acquisition(first_rows=0)
