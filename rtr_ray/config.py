@@ -15,6 +15,7 @@ from rtr_ray.extension import Newcomers
 from rtr_ray.familiarity import Caution
 from rtr_ray.pool import Pool
 from rtr_ray.pool_file import PoolFile
+from rtr_ray.routing_keys import ActiveKeys, NewcomerFile, OodKeys, ShareCapKeys
 from rtr_ray.types import Candidate, check_name
 from rtr_ray.yaml_door import Door, read_yaml, validated
 
@@ -42,13 +43,6 @@ class CorpusKeys(Door):
     )
     columns: ColumnKeys = ColumnKeys()
     unreadable: Literal["refuse", "skip"] = Field("refuse", description="refuse or skip")
-
-
-class OodKeys(Door):
-    """What becomes of queries unlike those that the router was trained on."""
-
-    level: float = Field(0.99, gt=0, lt=1, description="a quantile of the training queries' distances")
-    fallback: str = Field("prior", description="prior, or model:strategy")
 
 
 class RouterKeys(Door):
@@ -187,18 +181,6 @@ class JobFile(JobKeys):
         return RouterKeys(path=self.router) if isinstance(self.router, str) else self.router
 
 
-class ActiveKeys(Door):
-    """How the next labels are chosen."""
-
-    rule: str = Field("decision", description="decision, variance, thrifty, cells or rows")
-    rounds: int = Field(8, ge=1, description="how often what is known is looked at again")
-    first_rows: int = Field(12, ge=1, description="whole rows before anything else")
-    queries: int = Field(20_000, ge=1, description="how many of the queries are looked at")
-    encoder: str | dict[str, Any] = Field(
-        "sentence-transformers/all-mpnet-base-v2", description="a sentence-transformers model, or its kind"
-    )
-
-
 class CollectFile(JobKeys):
     """What `rtr-ray collect` is told, by flags or in a file."""
 
@@ -211,22 +193,6 @@ class CollectFile(JobKeys):
     repeats: int = Field(1, ge=1, description="how often each candidate is put each query")
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
     active: ActiveKeys | None = Field(None, description="how cells are chosen; none: all are run")
-
-
-class ProfileKeys(Door):
-    """A new model or strategy, as far as a router looks at it."""
-
-    profile: str = Field(description="a sentence or two that the router reads about it", min_length=1)
-
-
-class NewcomerFile(Door):
-    """What `rtr-ray extend --profile` reads."""
-
-    models: dict[str, ProfileKeys] = Field(default_factory=dict, description="name -> profile")
-    strategies: dict[str, ProfileKeys] = Field(default_factory=dict, description="name -> profile")
-    candidates: list[str] = Field(
-        default_factory=list, description="a list of model:strategy; none: every pair with a new part"
-    )
 
 
 class ShadowKeys(Door):
@@ -259,14 +225,6 @@ class IngressKeys(Door):
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     max_body_mib: float = Field(4.0, gt=0, description="MiB of a request's body; beyond them, 413")
-
-
-class ShareCapKeys(Door):
-    """What share of a key's routed requests may go to dear candidates."""
-
-    share: float = Field(ge=0, le=1, description="of the last `window` requests of a key, 0 to 1")
-    window: int = Field(100, ge=1, description="requests that are looked back on, by each replica")
-    times: float = Field(4.0, gt=0, description="dear: so many times what the median candidate may cost")
 
 
 class SwapKeys(Door):

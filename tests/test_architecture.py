@@ -32,7 +32,7 @@ LAYERS = (
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"}
     | {"extension", "acquisition"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
-    {"pool_file"},
+    {"pool_file", "routing_keys"},
     {"config", "job", "collection", "labelling"},
     {"embedded", "online"},
     {"distributed"},
