@@ -217,6 +217,9 @@ class IngressKeys(Door):
     """The replicas that take requests and route them."""
 
     replicas: Count | tuple[Count, Count] = Field(1, description="a count, or [least, most]")
+    target_in_flight: float = Field(64.0, gt=0, description="requests per replica that are aimed at")
+    upscale_delay_s: float = Field(5.0, ge=0, description="seconds of load before one is added")
+    downscale_delay_s: float = Field(60.0, ge=0, description="seconds without it before one is taken away")
     num_cpus: float = Field(1.0, ge=0, description="logical CPUs of one")
     threads: int = Field(1, ge=1, description="threads that encode")
     most_in_flight: int = Field(1024, ge=1, description="requests of one replica; beyond them, 503")
@@ -225,6 +228,14 @@ class IngressKeys(Door):
     device: str = Field("auto", description="auto, cpu or cuda")
     dtype: str = Field("auto", description="auto, float32, bfloat16 or float16")
     max_body_mib: float = Field(4.0, gt=0, description="MiB of a request's body; beyond them, 413")
+    body_s: float = Field(30.0, gt=0, description="seconds for a body to come; after them, 408")
+
+    @field_validator("replicas")
+    @classmethod
+    def _in_order(cls, replicas: int | tuple[int, int]) -> int | tuple[int, int]:
+        if isinstance(replicas, tuple) and replicas[0] > replicas[1]:
+            raise ValueError("the least is above the most")
+        return replicas
 
 
 class SwapKeys(Door):
@@ -233,6 +244,12 @@ class SwapKeys(Door):
     router: str | RouterKeys | None = Field(None, description="a folder that rtr-ray train wrote")
     policy: dict[str, Any] = Field({"kind": "score", "lam": 0.95}, description="kind and its fields, or run")
     shadow: ShadowKeys | None = Field(None, description="router and policy of a second one")
+    latency_weight: float = Field(
+        0.0, ge=0, le=1000, description="points of accuracy that a second is worth, 0 to 1000"
+    )
+    warm_within: float = Field(
+        0.0, ge=0, le=100, description="points of accuracy that starting a replica is worth, 0 to 100"
+    )
 
     @property
     def router_path(self) -> str | None:
@@ -271,12 +288,26 @@ class ServeFile(SwapKeys):
     @property
     def swap(self) -> SwapKeys:
         """The part that can be changed in flight."""
-        return SwapKeys(router=self.router, policy=self.policy, shadow=self.shadow)
+        return SwapKeys.model_validate({name: getattr(self, name) for name in SwapKeys.model_fields})
+
+    def absolute(self) -> ServeFile:
+        """The same, with local paths that other processes find too."""
+        router = self.router
+        if isinstance(router, RouterKeys):
+            router = router.model_copy(update={"path": absolute(router.path)})
+        elif router is not None:
+            router = absolute(router)
+        return self.model_copy(update={"router": router, "folder": absolute(self.folder)})
 
     @property
     def feedback_uri(self) -> str:
         """Where outcomes from feedback go."""
         return self.feedback or f"{self.folder.rstrip('/')}/feedback"
+
+
+def absolute(uri: str) -> str:
+    """A path that does not depend on where one stands; another address as it is."""
+    return uri if "://" in uri else str(Path(uri).absolute())
 
 
 def load_serving(path: Path, changes: Mapping[str, Any] | None = None) -> ServeFile:

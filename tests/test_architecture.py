@@ -48,14 +48,20 @@ ONLY_IN = {
     "transformers": {"encoders.sentence", "embedded.train_models"},
     "sentence_transformers": {"encoders.sentence"},
     "numba": {"estimators.rtr_table"},
-    "openai": {"executors.openai"},
+    "openai": {"executors.openai", "executors.openai_stream"},
     "boto3": {"storage"},
     "matplotlib": {"reports.png"},
 }
 """package -> modules, or folders of modules, that may import it."""
 
 HEAVY = ("ray", "vllm", "torch", "transformers", "sentence_transformers", "openai", "boto3", "pandas")
-NEEDS_HEAVY = {"encoders.sentence", "estimators.rtr", "embedded.train_models", "executors.openai"}
+NEEDS_HEAVY = {
+    "encoders.sentence",
+    "estimators.rtr",
+    "embedded.train_models",
+    "executors.openai",
+    "executors.openai_stream",
+}
 
 
 def name_of(file: Path, package: Path) -> str:

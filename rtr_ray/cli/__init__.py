@@ -9,6 +9,7 @@ from rtr_ray.cli.jobs import explain, plan, run
 from rtr_ray.cli.keys import keys_app
 from rtr_ray.cli.learning import collect, evaluate, import_outcomes, train
 from rtr_ray.cli.reporting import report
+from rtr_ray.cli.routers import router_app
 from rtr_ray.cli.serving import serve
 from rtr_ray.cli.shared import app
 from rtr_ray.cli.trying import demo, validate
@@ -25,6 +26,7 @@ __all__ = [
     "main",
     "plan",
     "report",
+    "router_app",
     "run",
     "serve",
     "train",

@@ -150,6 +150,7 @@ def connected(address: str | None, needs: Needs) -> Iterator[None]:
                 ray.init(address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
             else:
                 ray.init(
+                    "local",  # else one of somebody else's, that was started here, is taken for ours
                     num_cpus=max(os.cpu_count() or 1, math.ceil(needs.cpus)),
                     include_dashboard=False,
                     log_to_driver=False,

@@ -9,9 +9,11 @@ import numpy as np
 
 from rtr_ray.errors import ConfigError
 from rtr_ray.estimators.base import Profiles, State, check_fit, mean_of_seen
-from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
+from rtr_ray.types import Candidate, Estimate, FloatArray, IntArray, Outcomes
 
 _BLOCK = 1024  # queries at a time: bounds the similarity matrix
+_ROUNDING = 1e-5  # more than a product of unit vectors in single precision is ever off
+_EQUAL = 1e-12  # less than two products of different rows differ, and more than doubles are off
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,7 @@ class FittedKNN:
         return Estimate(parts[0], parts[1], parts[2])
 
     def _block(self, unit_QD: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        k = min(self.k, len(self.embeddings_MD))
-        similarity_QM = unit_QD @ self.embeddings_MD.T
-        nearest_QK = np.argpartition(-similarity_QM, k - 1, axis=1)[:, :k]
+        nearest_QK = _nearest(unit_QD, self.embeddings_MD, min(self.k, len(self.embeddings_MD)))
         accuracy_QC = self._mean(self.accuracy_MC[nearest_QK], self.mean_accuracy_C)
         tokens_QKC = self.output_tokens_MC[nearest_QK]
         tokens_QC = self._mean(tokens_QKC, self.mean_tokens_C)
@@ -106,6 +106,25 @@ class FittedKNN:
         """The estimator that `state` was taken from."""
         fields: dict[str, Any] = {**state.arrays, **state.values}
         return cls(candidates, **fields)
+
+
+def _nearest(unit_QD: FloatArray, known_MD: FloatArray, k: int) -> IntArray:
+    """(Q, k) the most similar rows, by number; of equal ones those that come first.
+
+    A product of matrices rounds differently with other rows beside a row, and so would tell apart, in
+    one batch or another, what is equally near. Those that may be among the nearest are compared once
+    more, in doubles, row by row: a query has the same neighbours in whatever batch.
+    """
+    similarity_QM = unit_QD @ known_MD.T
+    first = similarity_QM.shape[1] - k
+    edge_Q = np.partition(similarity_QM, first, axis=1)[:, first] - _ROUNDING
+    nearest_QK = np.empty((len(unit_QD), k), dtype=np.intp)
+    for row, unit_D in enumerate(unit_QD.astype(np.float64)):
+        near_N = np.flatnonzero(similarity_QM[row] >= edge_Q[row])
+        rank_N = np.rint(known_MD[near_N].astype(np.float64) @ unit_D / _EQUAL)
+        kept_K = near_N[np.lexsort((near_N, -rank_N))[:k]]
+        nearest_QK[row] = np.sort(kept_K)  # sums of the same numbers in the same order
+    return nearest_QK
 
 
 def _unit(rows_QD: FloatArray) -> FloatArray:

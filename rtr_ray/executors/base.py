@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
+from rtr_ray.errors import ExecutionError
 from rtr_ray.types import Outcome, Request, Usage
 
 
@@ -21,6 +22,23 @@ class Failure:
     usage: Usage | None = None  # what it cost, where that is known
     retry_after_s: float | None = None  # when to send it again, where the server says
     sent: bool = True  # False: it never left, and so this was no attempt
+
+
+class StreamError(ExecutionError):
+    """The service does not answer, or no further.
+
+    Args:
+        message: What went wrong, with nothing of the prompt.
+        status: What it answered; 503 where it did not.
+        transient: Another time it may.
+        maybe_paid: It may have generated something.
+    """
+
+    def __init__(
+        self, message: str, status: int = 503, *, transient: bool = True, maybe_paid: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status, self.transient, self.maybe_paid = status, transient, maybe_paid
 
 
 Reply = Outcome | Failure

@@ -42,16 +42,7 @@ class OpenAIExecutor:
 
     def __post_init__(self) -> None:
         endpoint = self.endpoint
-        if endpoint.api_key_env:
-            whose = f"The environment variable {endpoint.api_key_env} with the key of {endpoint.base_url}"
-            key = os.environ.get(endpoint.api_key_env)
-            if not key:
-                raise ConfigError(f"{whose} is not set.")
-            if not key.isascii() or not key.isprintable() or " " in key:  # no header can hold it
-                raise ConfigError(
-                    f"{whose} holds a space, a line end or a character that is not ASCII. "
-                    "Set it to the key alone."
-                )
+        check_key(endpoint)
         self._pace = Pace(endpoint.requests_per_minute, endpoint.tokens_per_minute, self.clock, self.sleep)
 
     async def execute(self, requests: Sequence[Request]) -> AsyncIterator[Reply]:
@@ -90,8 +81,7 @@ class OpenAIExecutor:
                 self._pace.hold(pause)
             return _failure(request, error, transient=not spent, maybe_paid=False, wait=pause)
         except openai.APIConnectionError as error:  # a timeout is one too
-            refused = type(error.__cause__).__name__ in _NEVER_SENT
-            return _failure(request, error, transient=True, maybe_paid=not refused)
+            return _failure(request, error, transient=True, maybe_paid=not never_sent(error))
         except openai.APIStatusError as error:
             transient = error.status_code in (408, 409, 425) or error.status_code >= 500
             pause = retry_after_s(error.response.headers) if transient else None
@@ -105,13 +95,7 @@ class OpenAIExecutor:
 
     def _connected(self) -> openai.AsyncOpenAI:
         if self._client is None:
-            name = self.endpoint.api_key_env
-            self._client = openai.AsyncOpenAI(
-                base_url=self.endpoint.base_url,
-                api_key=os.environ[name] if name else "none",  # the client insists on one
-                timeout=self.endpoint.timeout_s,
-                max_retries=0,  # dispatch retries, with the ledger beside it
-            )
+            self._client = client_of(self.endpoint)
         return self._client
 
     def _body(self, request: Request) -> dict[str, Any]:
@@ -139,11 +123,48 @@ class OpenAIExecutor:
 def _failure(
     request: Request, error: Exception, transient: bool, maybe_paid: bool, wait: float | None = None
 ) -> Failure:
-    # the body of an error may quote the prompt: only its type, status and code are kept
+    return Failure(request.key, said_of(error), transient, maybe_paid, retry_after_s=wait)
+
+
+def said_of(error: Exception) -> str:
+    """What is kept of an error: its type, status and code; its body may quote the prompt."""
     status, code = getattr(error, "status_code", None), str(getattr(error, "code", None) or "")
     code = code if _CODE.fullmatch(code) else ""
-    message = " ".join(str(part) for part in (type(error).__name__, status, code) if part)
-    return Failure(request.key, message, transient, maybe_paid, retry_after_s=wait)
+    return " ".join(str(part) for part in (type(error).__name__, status, code) if part)
+
+
+def never_sent(error: openai.APIConnectionError) -> bool:
+    """Whether a request has not even reached the service."""
+    return type(error.__cause__).__name__ in _NEVER_SENT
+
+
+def check_key(endpoint: Endpoint) -> None:
+    """Refuse a service whose key is not there.
+
+    Raises:
+        ConfigError: If the environment variable with the key is not set, or holds no key.
+    """
+    if not endpoint.api_key_env:
+        return
+    whose = f"The environment variable {endpoint.api_key_env} with the key of {endpoint.base_url}"
+    key = os.environ.get(endpoint.api_key_env)
+    if not key:
+        raise ConfigError(f"{whose} is not set.")
+    if not key.isascii() or not key.isprintable() or " " in key:  # no header can hold it
+        raise ConfigError(
+            f"{whose} holds a space, a line end or a character that is not ASCII. Set it to the key alone."
+        )
+
+
+def client_of(endpoint: Endpoint) -> openai.AsyncOpenAI:
+    """A client that asks once; whoever calls it retries, with the ledger beside it."""
+    name = endpoint.api_key_env
+    return openai.AsyncOpenAI(
+        base_url=endpoint.base_url,
+        api_key=os.environ[name] if name else "none",  # the client insists on one
+        timeout=endpoint.timeout_s,
+        max_retries=0,
+    )
 
 
 def _outcome(request: Request, completion: Any, latency_s: float) -> Reply:

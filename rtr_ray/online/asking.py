@@ -16,6 +16,9 @@ from rtr_ray.types import Candidate, Message
 
 AUTO = "auto"
 MOST_CHOICES = 16
+_WISHES = ("lam", "max_cost_usd", "min_accuracy", "candidates", "latency_weight")
+MOST_PER_SECOND = 1000.0
+"""Points of accuracy; there are no more than 100, so that beyond it nothing but seconds counts."""
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _PLAIN_ONLY = ("tools", "functions", "response_format", "logprobs", "audio", "modalities")
 """Fields that a strategy's own instruction or reading would break: only candidates without one take them."""
@@ -29,6 +32,7 @@ class Wish:
     max_cost_usd: Decimal | None = None  # the answer never costs more
     min_accuracy: float | None = None  # the cheapest candidate that is predicted to reach it
     candidates: tuple[Candidate, ...] | None = None  # one of these
+    latency_weight: float | None = None  # points of accuracy that a second is worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +164,8 @@ def _wish(value: Any, lam: float | None, pool: Pool) -> Wish:
         return Wish(lam=lam)
     keys = _object("rtr", value)
     for name in keys:
-        if name not in ("lam", "max_cost_usd", "min_accuracy", "candidates"):
-            raise _wrong(
-                f"rtr.{name[:60]}", "is not known", "lam, max_cost_usd, min_accuracy, candidates are"
-            )
+        if name not in _WISHES:
+            raise _wrong(f"rtr.{name[:60]}", "is not known", f"{', '.join(_WISHES)} are")
     if keys.get("lam") is not None:
         if lam is not None:
             raise _wrong("rtr.lam", f"stands beside model '{AUTO}:{lam:g}'", "give one of them")
@@ -176,7 +178,12 @@ def _wish(value: Any, lam: float | None, pool: Pool) -> Wish:
     ceiling = keys.get("max_cost_usd")
     if ceiling is not None:
         ceiling = Decimal(str(_number(0, 1e6)("rtr.max_cost_usd", _read_number(ceiling))))
-    return Wish(lam, ceiling, floor, _candidates(keys.get("candidates"), pool))
+    second = keys.get("latency_weight")
+    if second is not None:
+        second = float(_number(0, MOST_PER_SECOND)("rtr.latency_weight", second))
+        if floor is not None:
+            raise _wrong("rtr.latency_weight", "stands beside min_accuracy", "give one of them")
+    return Wish(lam, ceiling, floor, _candidates(keys.get("candidates"), pool), second)
 
 
 def _candidates(value: Any, pool: Pool) -> tuple[Candidate, ...] | None:

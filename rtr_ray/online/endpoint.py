@@ -11,7 +11,7 @@ import contextvars
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from rtr_ray.online.asking import Asked, parse_chat
 from rtr_ray.online.buffered import whole_answer
 from rtr_ray.online.engines import Engines, Generation, Piece
 from rtr_ray.online.folding import Counted, usage_of
+from rtr_ray.online.load import Begun, Load
 from rtr_ray.online.notes import Note, Notes
 from rtr_ray.online.orders import Order, as_it_is, may_serve, order
 from rtr_ray.online.problems import RequestError, overloaded, unavailable
@@ -60,8 +61,13 @@ class Endpoint:
     most: int = 1024
     patience_s: float = 60.0
     shadow: Routing | None = None
+    targets: Mapping[str, float] = field(default_factory=dict)  # see `Load`
+    load: Load = field(init=False)
     here: int = 0  # requests under way
     _tasks: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.load = Load(self.pool, self.targets)
 
     async def chat(self, raw: bytes, bearer: str | None = None, request_id: str = "") -> Reply:
         """Answer a chat completion. What is wrong with it is a reply, too.
@@ -180,7 +186,8 @@ class Endpoint:
                 else unavailable("No model that may answer is up just now.")
             )
         text = text_of(query, self.reads)
-        question = Question(query, text, asked.wish, allowed_C, ", ".join(asked.needs))
+        standings = self.load.standings(self.engines.replicas(), self.engines.peers())
+        question = Question(query, text, asked.wish, allowed_C, ", ".join(asked.needs), standings)
         if self.shadow is not None:
             self.keep(asyncio.create_task(self._shadowed(self.shadow, question)))
         began = time.perf_counter()
@@ -201,6 +208,7 @@ class Endpoint:
         if isinstance(hold, Refusal):
             raise RequestError.of(hold)
         (chosen,) = [one for one in orders if one.candidate == hold.offer.candidate]
+        begun = self.load.begin(chosen.deployment, self.engines.replicas(), self.engines.peers())
         generation = Generation(
             self.engines,
             self.gate,
@@ -210,9 +218,16 @@ class Endpoint:
             call=f"{query.query_id}.{attempt}",
             stream=asked.stream and not chosen.buffered,
             keep=self.keep,
-            told=lambda one: self.notes.closed(one, caller.name),
+            told=lambda one: self._told(one, caller, begun),
         )
         return generation, Named(query.query_id, int(time.time()), asked, chosen.candidate, routed)
+
+    def _told(self, generation: Generation, caller: Caller, begun: Begun) -> None:
+        """A generation is over, and its money closed."""
+        tokens = 0 if generation.counted is None else generation.counted.output_tokens
+        took_s = generation.took_s if generation.ended else None
+        self.load.end(begun, tokens / generation.order.body.get("n", 1), took_s)
+        self.notes.closed(generation, caller.name)
 
     async def _reserved(self, caller: Caller, offers: Sequence[Offer]) -> Hold | Refusal:
         """A hold; one that comes too late, since the client is gone, is released."""

@@ -45,6 +45,8 @@ class Piece:
     choices: Sequence[dict[str, Any]] | None = None
     ended: bool = False  # nothing more comes, and `counted` is final
     failure: Failure | None = None
+    took_s: float | None = None  # at the end: what the engine took for all of it
+    uncounted: bool = False  # at the end: nobody says how much it was
 
 
 class Engines(Protocol):
@@ -52,6 +54,14 @@ class Engines(Protocol):
 
     def up(self) -> frozenset[str]:
         """Those that can be sent to."""
+        ...
+
+    def replicas(self) -> Mapping[str, int]:
+        """Running replicas of each, as far as is known."""
+        ...
+
+    def peers(self) -> int:
+        """How many endpoints send to them, this one included."""
         ...
 
     def full(self, deployment: str) -> bool:
@@ -93,6 +103,8 @@ class Generation:
     counted: Counted | None = None
     ended: bool = False
     failure: Failure | None = None
+    took_s: float | None = None  # what the engine took for an answer that it ended
+    uncounted: bool = False  # it ended, and nobody says how much it was
     spent_usd: Decimal | None = None  # None: nothing, or not known
     unknown: bool = False
     _source: AsyncGenerator[Piece, None] | None = None
@@ -106,6 +118,7 @@ class Generation:
             self.counted = piece.counted or self.counted
             self.ended = self.ended or piece.ended
             self.failure = piece.failure or self.failure
+            self.took_s, self.uncounted = piece.took_s, piece.uncounted
             yield piece
             if piece.ended or piece.failure:
                 return
@@ -121,7 +134,7 @@ class Generation:
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
-        lost = self.failure is not None and self.failure.maybe_paid
+        lost = self.uncounted or (self.failure is not None and self.failure.maybe_paid)
         if not self.ended and self.failure is None:
             counted = await self._stopped()
             lost = counted is None
@@ -167,7 +180,7 @@ class Generation:
     @property
     def cost_usd(self) -> Decimal | None:
         """What it comes to by the last count; None where that is not known."""
-        if self.counted is None or self.unknown:
+        if self.counted is None or self.unknown or self.uncounted:
             return None
         counted = self.counted
         cached = min(counted.cached_input_tokens, counted.input_tokens)

@@ -62,7 +62,7 @@ def load_chooser(
     if "run" in policy:
         version = _newest(policy)
         return Chooser(bound, version.policy, unit, version.corrections)
-    return Chooser(bound, _frozen(policy, pool, held_out), unit)
+    return Chooser(bound, frozen(policy, pool, held_out), unit)
 
 
 def _unit(policy: Mapping[str, Any], held_out: RoutingTable | None) -> float | None:
@@ -83,7 +83,17 @@ def _newest(policy: Mapping[str, Any]) -> Version:
     return versions[max(versions)]
 
 
-def _frozen(policy: Mapping[str, Any], pool: Pool, held_out: RoutingTable | None) -> FittedPolicy:
+def frozen(policy: Mapping[str, Any], pool: Pool, held_out: RoutingTable | None) -> FittedPolicy:
+    """A policy for single requests.
+
+    Args:
+        policy: `kind` and its fields.
+        pool: What it chooses among.
+        held_out: Of the router, for the unit of dollars; None: it has none.
+
+    Raises:
+        ConfigError: If it cannot be frozen without a corpus.
+    """
     recipe: Policy = registry.build(
         {"kind": "score", **policy} if "lam" in policy and "kind" not in policy else dict(policy),
         POLICIES,

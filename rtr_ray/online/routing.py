@@ -6,15 +6,16 @@ embeddings of the texts that were seen last, and takes another one in its place 
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
 from rtr_ray.corrections import Corrections
 from rtr_ray.online.asking import Wish
+from rtr_ray.online.load import POINT, Standings, cold, expected_s, joined
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.together import Together
 from rtr_ray.online.turns import size_in_bytes
@@ -34,6 +35,7 @@ class Question:
     wish: Wish
     allowed: BoolArray  # (C,) of the router's candidates, what else may stand against them
     why_not: str = ""  # in words, where nothing is
+    standings: Standings = field(default_factory=dict)  # of the deployments, when it came
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,6 +45,8 @@ class Routed:
     plan: Plan  # of one row, with its runner-up
     policy: FittedPolicy
     router: str  # the fingerprint of what was learned
+    expected_s: FloatArray | None = None  # (C,) until an answer is whole; NaN: not known
+    unhurried: Candidate | None = None  # what would be chosen if neither seconds nor cold starts counted
 
     @property
     def column(self) -> int:
@@ -103,12 +107,19 @@ class Cheapest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Chooser:
-    """A router and a policy, frozen: choosing is a pure function of the questions."""
+    """A router and a policy, frozen: choosing is a pure function of the questions.
+
+    Seconds and cold starts are weighed in points of accuracy, whatever the policy is: it chooses from
+    a table in which each candidate is as many points worse as its wait is worth. A request for a least
+    accuracy wants the cheapest candidate that has it, and neither counts.
+    """
 
     router: Router
     policy: FittedPolicy
     normaliser_usd: float | None  # the unit of a request's own lambda; None: no such requests
     corrections: Corrections | None = None  # what a run has learned of its predictions
+    latency_weight: float = 0.0  # points of accuracy that a second is worth
+    warm_within: float = 0.0  # points of accuracy that a start is worth of what has no replica
 
     def answer(self, questions: Sequence[Question], embeddings_QD: FloatArray) -> list[Routed | Exception]:
         """What is chosen for each question.
@@ -118,6 +129,7 @@ class Chooser:
         """
         table = self._table(questions, embeddings_QD)
         found: list[Routed | Exception] = [RequestError("not chosen")] * len(questions)
+        sent: Counter[str] = Counter()  # by this batch, to each deployment
         for wish, rows in self._by_wish(questions):
             try:
                 policy = self.policy_for(wish)
@@ -125,17 +137,57 @@ class Chooser:
                 for row in rows:
                     found[row] = problem
                 continue
-            plan = with_runner_up(policy, table.rows(np.array(rows)))
-            second_Q = plan.runner_up
-            assert second_Q is not None
-            for place, row in enumerate(rows):
-                one = slice(place, place + 1)
-                if plan.choice[place] < 0:
-                    found[row] = _nobody(questions[row])
-                    continue
-                own = Plan(plan.table.rows(one), plan.choice[one], second_Q[one])
-                found[row] = Routed(own, policy, self.router.fingerprint)
+            # where a queue counts, each must know where those before it went
+            for some in [[row] for row in rows] if self._weight(wish) else [rows]:
+                standings = [joined(questions[row].standings, sent) for row in some]
+                chosen = self._choices(policy, wish, table.rows(np.array(some)), standings)
+                for row, one in zip(some, chosen, strict=True):
+                    found[row] = _nobody(questions[row]) if one is None else one
+                    if one is not None:
+                        sent[self.router.pool.deployment(one.candidate).id] += 1
         return found
+
+    def _choices(
+        self, policy: FittedPolicy, wish: Wish, raw: RoutingTable, standings: Sequence[Standings]
+    ) -> list[Routed | None]:
+        seconds_QC = expected_s(raw, self.router.pool, standings)
+        hurried = self._hurried(wish, raw, seconds_QC, standings)
+        plan = with_runner_up(policy, raw if hurried is None else hurried)
+        calm_Q = plan.choice if hurried is None else policy.choose(raw).choice
+        second_Q = plan.runner_up
+        assert second_Q is not None
+        found: list[Routed | None] = []
+        for row, column in enumerate(plan.choice):
+            one = slice(row, row + 1)
+            if column < 0:
+                found.append(None)
+                continue
+            own = Plan(raw.rows(one), plan.choice[one], second_Q[one])
+            calm = raw.candidates[calm_Q[row]]
+            found.append(Routed(own, policy, self.router.fingerprint, seconds_QC[row], calm))
+        return found
+
+    def _weight(self, wish: Wish) -> float:
+        """Points of accuracy that a second is worth to a request."""
+        if wish.min_accuracy is not None:
+            return 0.0
+        return self.latency_weight if wish.latency_weight is None else wish.latency_weight
+
+    def _hurried(
+        self, wish: Wish, table: RoutingTable, seconds_QC: FloatArray, standings: Sequence[Standings]
+    ) -> RoutingTable | None:
+        """The table with what a wait is worth taken off the accuracy; None where nothing is.
+
+        accuracy[q, c] - (latency_weight * expected_s[q, c] + warm_within * cold[q, c]) / 100
+        """
+        if wish.min_accuracy is not None:
+            return None
+        points_QC = self._weight(wish) * np.nan_to_num(seconds_QC) + self.warm_within * cold(
+            table, self.router.pool, standings
+        )
+        if not points_QC.any():
+            return None
+        return replace(table, accuracy=table.accuracy - POINT * points_QC)
 
     def _table(self, questions: Sequence[Question], embeddings_QD: FloatArray) -> RoutingTable:
         size_Q = np.array([size_in_bytes(question.query) for question in questions], dtype=np.float64)
@@ -158,7 +210,8 @@ class Chooser:
         """The rows that are chosen by one policy, and a wish that asks for it."""
         rows: dict[Wish, list[int]] = {}
         for row, question in enumerate(questions):
-            wish = Wish(question.wish.lam, min_accuracy=question.wish.min_accuracy)
+            asked = question.wish
+            wish = Wish(asked.lam, min_accuracy=asked.min_accuracy, latency_weight=asked.latency_weight)
             rows.setdefault(wish, []).append(row)
         return list(rows.items())
 

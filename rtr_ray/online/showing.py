@@ -73,6 +73,9 @@ def why(routed: Routed) -> str:
     )
     if routed.unfamiliar:
         said = f"The request is unlike those that the router was trained on. {said}"
+    calm = routed.unhurried
+    if calm is not None and calm != routed.candidate:
+        said += f" It is not {calm}, for which one would wait longer."
     other = routed.runner_up
     if other is None:
         return f"{said} No other candidate may take this request."
@@ -91,4 +94,10 @@ def _row(routed: Routed, candidate: Candidate) -> dict[str, Any]:
         "predicted_output_tokens": routed.predicted("output_tokens", candidate),
         "predicted_output_tokens_p95": routed.predicted("output_tokens_p95", candidate),
         "predicted_cost_usd": routed.predicted("cost_usd", candidate),
+        "expected_s": _seconds(routed, column),
     }
+
+
+def _seconds(routed: Routed, column: int) -> float | None:
+    seconds_C = routed.expected_s
+    return None if seconds_C is None or np.isnan(seconds_C[column]) else float(seconds_C[column])

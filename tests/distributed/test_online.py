@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from starlette.requests import Request
 
 from rtr_ray.config import ServeFile
 from rtr_ray.errors import RouterError
-from tests.distributed.workbench import Workbench
+from tests.distributed.workbench import POOL, Workbench
 
 pytestmark = pytest.mark.ray
 
@@ -111,7 +112,9 @@ async def ingress(tmp_path: Path) -> Any:
     bench = Workbench(tmp_path, "none")
     bench.pool()
     bench.router({"weak": 0.3, "strong": 0.9})
-    file = ServeFile(pool=str(tmp_path / "pool.yaml"), ingress={"patience_s": 20.0})
+    file = ServeFile(
+        pool=str(tmp_path / "pool.yaml"), folder=str(tmp_path / "kept"), ingress={"patience_s": 20.0}
+    )
     handles = {name: FakeHandle(f"OnlineServer:{name}") for name in ("weak", "strong")}
     setting = Setting(file, {"weak": 8, "strong": 8}, frozenset())
     alone = Alone(handles, dict.fromkeys(handles), setting=setting, memory=FakeMemory())
@@ -165,7 +168,7 @@ async def test_another_router_or_policy_takes_over_in_flight_and_a_bad_one_chang
 
 
 async def test_the_first_router_must_be_there(ingress: Any, tmp_path: Path) -> None:
-    ingress._endpoint = None
+    ingress._endpoint = ingress._follower.entry = None
     with pytest.raises(RouterError, match="not a router folder"):
         await ingress.reconfigure(config(tmp_path / "vanished"))
 
@@ -221,3 +224,54 @@ async def test_what_was_answered_goes_to_the_memory_with_both_of_its_names(ingre
     assert name == "mine"
     assert row["query_id"] == json.loads(answered.body)["id"]
     assert row["query"] == "2 + 2?"
+
+
+async def test_a_router_is_used_and_rolled_back_under_way_and_a_folder_that_vanished_does_no_harm(
+    ingress: Any, tmp_path: Path
+) -> None:
+    other = Workbench(tmp_path / "other", "none")
+    (tmp_path / "other").mkdir()
+    other.pool()
+    other.router({"weak": 0.9, "strong": 0.3})
+    served, follower = ingress._follower.served, ingress._follower
+    assert model_of(await ask(ingress)).startswith("strong:")
+    ingress.handles["strong"].pace = asyncio.Event()
+    under_way = [asyncio.create_task(ask(ingress)) for _ in range(4)]
+    await asyncio.sleep(0.1)
+    keys = follower.entry.swap.model_copy(update={"router": str(tmp_path / "other" / "router")})
+    served.use(keys)
+    await follower.look()
+    assert model_of(await ask(ingress)) == "weak:vanilla"
+    shutil.rmtree(tmp_path / "router")  # of what was served before
+    served.roll_back()
+    await follower.look()
+    ingress.handles["strong"].pace.set()
+    assert model_of(await ask(ingress)).startswith("strong:"), "from its copy"
+    assert all(model_of(one).startswith("strong:") for one in await asyncio.gather(*under_way))
+    health = json.loads((await ingress.health()).body)
+    assert health["serving"]["number"] == 0
+    assert "is not a router folder" in health["warning"]
+    assert health["refused_change"] is None
+
+
+def test_the_ingress_scales_between_its_bounds_and_a_pool_may_hold_endpoints_of_others(
+    tmp_path: Path,
+) -> None:
+    from ray.serve.config import AutoscalingConfig
+
+    from rtr_ray.config import IngressKeys
+    from rtr_ray.distributed.online.application import _replicas, application
+    from rtr_ray.gate import OpenGate
+
+    assert _replicas(IngressKeys(replicas=2)) == {"num_replicas": 2}
+    found = _replicas(IngressKeys(replicas=[1, 3], target_in_flight=40.0))["autoscaling_config"]
+    scaling = AutoscalingConfig(**found)
+    assert (scaling.min_replicas, scaling.max_replicas, scaling.target_ongoing_requests) == (1, 3, 40.0)
+    bench = Workbench(tmp_path, "none")
+    theirs = POOL["deployments"]["strong"] | {"openai": {"base_url": "http://127.0.0.1:9/v1"}}
+    del theirs["source"]
+    bench.pool(deployments=dict.fromkeys(POOL["deployments"], theirs))
+    file = ServeFile(
+        pool=str(tmp_path / "pool.yaml"), router=str(bench.router()), folder=str(tmp_path / "kept")
+    )
+    assert application(file, OpenGate) is not None

@@ -58,11 +58,17 @@ def router(
     of: Pool, accuracy: Mapping[str, float] | None = None, encoder: HashEncoder | None = None
 ) -> Router:
     """Believes each candidate as good as told, whatever is asked."""
+    encoder = encoder or HashEncoder(32)
+    return train(outcomes(of, accuracy), of, encoder, Prior()).bind(of, encoder)
+
+
+def outcomes(of: Pool, accuracy: Mapping[str, float] | None = None) -> Outcomes:
+    """Each candidate was right as often as told."""
     believed = {"weak:vanilla": 0.4, "strong:vanilla": 0.5, "strong:cot": 0.8, "strong:pal": 0.7}
     believed |= dict(accuracy or {})
     shape = (40, len(of.candidates))
     wanted = np.array([believed.get(str(c), 0.6) for c in of.candidates])
-    outcomes = Outcomes(
+    return Outcomes(
         query_ids=tuple(f"m{i}" for i in range(40)),
         queries=tuple(f"question {i}" for i in range(40)),
         candidates=of.candidates,
@@ -74,8 +80,6 @@ def router(
         max_tokens=np.full(shape, 60.0),
         runs=np.ones(shape, dtype=int),
     )
-    encoder = encoder or HashEncoder(32)
-    return train(outcomes, of, encoder, Prior()).bind(of, encoder)
 
 
 @dataclass
@@ -140,6 +144,8 @@ class FakeEngines:
     replicated: bool = False  # one replica that fails leaves others
     down: set[str] = field(default_factory=set)
     busy: set[str] = field(default_factory=set)
+    sleeping: set[str] = field(default_factory=set)  # no replica; one starts when it is asked
+    took_s: dict[str, float] = field(default_factory=dict)  # what an answer takes
     bodies: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     suspected: list[str] = field(default_factory=list)
     made: dict[str, Counted] = field(default_factory=dict)
@@ -150,6 +156,12 @@ class FakeEngines:
     def up(self) -> frozenset[str]:
         out = set() if self.replicated else set(self.suspected)
         return frozenset({"weak", "strong"} - self.down - out)
+
+    def replicas(self) -> dict[str, int]:
+        return {name: int(name not in self.sleeping) for name in ("weak", "strong")}
+
+    def peers(self) -> int:
+        return 1
 
     def full(self, deployment: str) -> bool:
         return deployment in self.busy
@@ -201,7 +213,8 @@ class FakeEngines:
             }
             for i in range(count)
         ]
-        yield Piece(self.made[call], choices=None if stream else choices, ended=True)
+        took_s = self.took_s.get(deployment)
+        yield Piece(self.made[call], choices=None if stream else choices, ended=True, took_s=took_s)
 
 
 @dataclass
@@ -216,7 +229,8 @@ class Bench:
     def of(cls, lam: float = 0.9, accuracy: Mapping[str, float] | None = None, **options: Any) -> Bench:
         engines, gate = FakeEngines(), RecordingGate()
         own = options.pop("pool", None) or pool()
-        chooser = Chooser(router(own, accuracy), FittedScore(lam, UNIT_USD), UNIT_USD)
+        weights = {name: options.pop(name, 0.0) for name in ("latency_weight", "warm_within")}
+        chooser = Chooser(router(own, accuracy), FittedScore(lam, UNIT_USD), UNIT_USD, None, **weights)
         answerer = Answerer(own.strategies, _printed, own.thinking)
         return cls(engines, gate, Endpoint(own, engines, gate, Routing(chooser), answerer, **options))
 

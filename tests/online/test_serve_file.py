@@ -34,7 +34,13 @@ def test_flags_stand_over_the_file_and_the_rest_has_defaults(tmp_path: Path):
 
 def test_only_what_can_change_in_flight_is_in_the_user_config(tmp_path: Path):
     file = load_serving(written(tmp_path, router={"path": "r", "untrained": "by_profile"}, port=9))
-    assert set(file.swap.model_dump(mode="json")) == {"router", "policy", "shadow"}
+    assert set(file.swap.model_dump(mode="json")) == {
+        "router",
+        "policy",
+        "shadow",
+        "latency_weight",
+        "warm_within",
+    }
     assert (file.swap.router_path, file.swap.untrained) == ("r", "by_profile")
     assert ServeFile.model_validate(file.model_dump()) == file
 
@@ -48,6 +54,8 @@ def test_only_what_can_change_in_flight_is_in_the_user_config(tmp_path: Path):
         ({"ingress": {"most_in_flight": 0}}, "most_in_flight"),
         ({"roter": "r"}, "roter"),
         ({"shadow": {"lam": 1}}, "lam"),
+        ({"latency_weight": -1}, "latency_weight"),
+        ({"warm_within": 101}, "warm_within"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, content: dict[str, object], complaint: str):

@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.llm import build_llm_deployment
 from ray.serve.llm.ingress import make_fastapi_ingress
 
-from rtr_ray.config import ReplicaKeys, ServeFile, load_pool, load_serving
+from rtr_ray.config import IngressKeys, ReplicaKeys, ServeFile, load_pool, load_serving
 from rtr_ray.distributed.engines import llm_config
 from rtr_ray.distributed.online.gates import gate_of
 from rtr_ray.distributed.online.ingress import ENDPOINTS, RoutingIngress, Setting, fastapi_app
@@ -46,21 +46,29 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(file, gate_of(file))
 
 
-def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
+def application(
+    file: ServeFile, gate: Callable[[], Gate], server: type[OnlineServer] = OnlineServer
+) -> Application:
     """The application.
 
     Args:
         file: What it serves; its router is trained already.
         gate: Makes the gate of an ingress replica.
+        server: What runs in a model's replica.
     """
     pool = load_pool(file.pool)
     keys = {name: file.models.get(name, ReplicaKeys()) for name in pool.deployments}
     check_models(file, pool.deployments)
-    models = {name: _model(deployment, keys[name]) for name, deployment in pool.deployments.items()}
+    models = {
+        name: _model(deployment, keys[name], server)
+        for name, deployment in pool.deployments.items()
+        if deployment.endpoint is None
+    }
     setting = Setting(
         file,
         {name: _most(deployment, keys[name]) for name, deployment in pool.deployments.items()},
-        frozenset(name for name, own in keys.items() if own.min_replicas == 0),
+        frozenset(name for name in models if keys[name].min_replicas == 0),
+        {name: own.target_in_flight for name, own in keys.items()},
         gate,
     )
     memory: Any = serve.deployment(Memory)
@@ -77,7 +85,7 @@ def application(file: ServeFile, gate: Callable[[], Gate]) -> Application:
             "num_cpus": file.ingress.num_cpus,
             "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(file.ingress.threads)}},
         },
-        **_replicas(file.ingress.replicas),
+        **_replicas(file.ingress),
     ).bind(
         llm_deployments=models,
         model_cards=dict.fromkeys(models),
@@ -91,20 +99,14 @@ def check_models(file: ServeFile, deployments: Mapping[str, Deployment]) -> None
     """Refuse what cannot be served.
 
     Raises:
-        ConfigError: If a deployment is somebody else's endpoint, or is not in the pool.
+        ConfigError: If a deployment is not in the pool.
     """
     for name in file.models:
         if name not in deployments:
             raise ConfigError(f"models names the deployment '{name}'. The pool has {', '.join(deployments)}.")
-    for deployment in deployments.values():
-        if deployment.endpoint is not None:
-            raise ConfigError(
-                f"The deployment '{deployment.id}' is an endpoint of somebody else's. rtr-ray serve starts "
-                "engines; leave it out of the pool."
-            )
 
 
-def _model(deployment: Deployment, keys: ReplicaKeys) -> Application:
+def _model(deployment: Deployment, keys: ReplicaKeys, server: type[OnlineServer]) -> Application:
     least = deployment.min_replicas if keys.min_replicas is None else keys.min_replicas
     most = max(least, 1, deployment.max_replicas if keys.max_replicas is None else keys.max_replicas)
     scaling = {
@@ -116,7 +118,7 @@ def _model(deployment: Deployment, keys: ReplicaKeys) -> Application:
     }
     return build_llm_deployment(
         llm_config(deployment, scaling),
-        deployment_cls=OnlineServer,
+        deployment_cls=server,
         # how soon a replica that died is replaced, and one that is merely busy is not taken for dead
         override_serve_options={"health_check_period_s": 2, "health_check_timeout_s": 30},
     )
@@ -127,8 +129,16 @@ def _most(deployment: Deployment, keys: ReplicaKeys) -> int:
     return keys.most_in_flight or deployment.max_in_flight * most
 
 
-def _replicas(count: int | tuple[int, int]) -> dict[str, Any]:
-    if isinstance(count, int):
-        return {"num_replicas": count}
-    least, most = count
-    return {"autoscaling_config": {"min_replicas": least, "max_replicas": most}}
+def _replicas(keys: IngressKeys) -> dict[str, Any]:
+    if isinstance(keys.replicas, int):
+        return {"num_replicas": keys.replicas}
+    least, most = keys.replicas
+    return {
+        "autoscaling_config": {
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": keys.target_in_flight,
+            "upscale_delay_s": keys.upscale_delay_s,
+            "downscale_delay_s": keys.downscale_delay_s,
+        }
+    }

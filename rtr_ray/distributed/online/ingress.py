@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,16 +23,22 @@ from rtr_ray.config import ServeFile, SwapKeys, load_pool
 from rtr_ray.distributed.online.metrics import ServeNotes
 from rtr_ray.distributed.online.replicas import Replicas
 from rtr_ray.distributed.programs import runner, sandbox_of
-from rtr_ray.errors import ConfigError, RtrError
+from rtr_ray.errors import RtrError
+from rtr_ray.executors.openai_stream import OpenAIStream
 from rtr_ray.gate import Gate, OpenGate
+from rtr_ray.online.elsewhere import Elsewhere, Mixed
 from rtr_ray.online.endpoint import Endpoint
+from rtr_ray.online.following import Follower
 from rtr_ray.online.loading import load_chooser
+from rtr_ray.online.openapi import CHAT, FEEDBACK, described
 from rtr_ray.online.problems import RequestError
 from rtr_ray.online.remembering import parse_feedback
 from rtr_ray.online.reply import Reply
 from rtr_ray.online.routing import Chooser, Routing
+from rtr_ray.online.served import Served
+from rtr_ray.pool import Deployment
 from rtr_ray.share_cap import CappedGate, ShareCap
-from rtr_ray.yaml_door import validated
+from rtr_ray.storage import open_store
 
 _LOG = logging.getLogger("ray.serve")
 _SEND_S = 0.5  # between two loads of rows to the memory
@@ -45,6 +51,7 @@ class Setting:
     file: ServeFile
     limits: Mapping[str, int]  # deployment id -> requests that may be there
     sleeping: frozenset[str]
+    targets: Mapping[str, float] = field(default_factory=dict)  # requests that one replica serves at once
     gate: Callable[[], Gate] = OpenGate
 
 
@@ -72,9 +79,19 @@ class RoutingIngress(OpenAiIngress):
         self._open = isinstance(self._gate, OpenGate)
         if (cap := file.share_cap) is not None:
             self._gate = CappedGate(self._gate, ShareCap.of(self._pool, cap.share, cap.window, cap.times))
+        abroad = {one.id: one for one in self._pool.deployments.values() if one.endpoint is not None}
+        self._engines = Mixed.of(
+            (self._replicas, frozenset(llm_deployments)),
+            (
+                Elsewhere({name: _stream(one) for name, one in abroad.items()}, setting.limits),
+                frozenset(abroad),
+            ),
+        )
         self._endpoint: Endpoint | None = None
-        self._refused: str | None = None  # why the last change was not made
+        self._follower = Follower(Served(open_store(file.folder)), self._take)
+        self._following: asyncio.Task[None] | None = None
         self._sending: asyncio.Task[None] | None = None
+        self._targets = setting.targets
         self._names = {name: handle.deployment_name for name, handle in llm_deployments.items()}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
@@ -83,16 +100,10 @@ class RoutingIngress(OpenAiIngress):
         Raises:
             RtrError: If it is the first one that cannot be loaded.
         """
-        try:
-            keys = validated(SwapKeys, user_config, "user_config")
-            chooser, shadow = await asyncio.to_thread(self._load, keys)
-        except RtrError as error:
-            if self._endpoint is None:
-                raise
-            self._refused = error.message
-            _LOG.error("the router stays as it is: %s", error.message)
-            return
-        self._refused = None
+        await self._follower.configured(user_config)
+
+    async def _take(self, keys: SwapKeys, router: str) -> None:
+        chooser, shadow = await asyncio.to_thread(self._load, keys, router)
         if self._endpoint is None:
             await self._begin(chooser)
         assert self._endpoint is not None
@@ -106,7 +117,7 @@ class RoutingIngress(OpenAiIngress):
         file = self._file
         self._endpoint = Endpoint(
             self._pool,
-            self._replicas,
+            self._engines,
             self._gate,
             Routing(chooser, file.ingress.cache_texts),
             self._answerer,
@@ -114,22 +125,23 @@ class RoutingIngress(OpenAiIngress):
             reads=file.reads,
             most=file.ingress.most_in_flight,
             patience_s=file.ingress.patience_s,
+            targets=self._targets,
         )
         await self._watch()
 
     async def _watch(self) -> None:
         """Begin what goes on beside the requests."""
-        await self._replicas.watch(serve.get_replica_context().app_name, self._names)
+        context = serve.get_replica_context()
+        await self._replicas.watch(context.app_name, self._names, context.deployment)
         self._sending = asyncio.create_task(self._send())
+        self._following = asyncio.create_task(self._follower.follow())
 
-    def _load(self, keys: SwapKeys) -> tuple[Chooser, Chooser | None]:
-        router = keys.router_path
-        if router is None:
-            raise ConfigError("The endpoint has no router. Name a folder that rtr-ray train wrote.")
+    def _load(self, keys: SwapKeys, router: str) -> tuple[Chooser, Chooser | None]:
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
         chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained, keys.caution)
+        chooser = replace(chooser, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
         chooser.router.encoder.encode(["so that the first request finds it loaded"])
         if keys.shadow is None:
             return chooser, None
@@ -142,7 +154,7 @@ class RoutingIngress(OpenAiIngress):
             keys.untrained,
             keys.caution,
         )
-        return chooser, shadow
+        return chooser, replace(shadow, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
 
     async def _send(self) -> None:
         """Give the memory what was answered, now and then."""
@@ -206,21 +218,29 @@ class RoutingIngress(OpenAiIngress):
     async def health(self) -> Response:
         """Whether requests are taken, by which router, and which models have replicas."""
         assert self._endpoint is not None
-        up = self._replicas.up()
+        up, replicas = self._engines.up(), self._engines.replicas()
         body = {
             "status": "ok" if up else "no model is up",
             "router": self._endpoint.routing.chooser.router.fingerprint,
             "policy": repr(self._endpoint.routing.chooser.policy),
-            "refused_change": self._refused,
+            **self._follower.shown(),
             "requests": self._endpoint.here,
             "models": {
-                name: {"up": name in up, "replicas": self._replicas.replicas().get(name)}
-                for name in self._replicas.handles
+                name: {"up": name in up, "replicas": replicas.get(name)} for name in self._pool.deployments
             },
         }
         return JSONResponse(body, 200 if up else 503)
 
     async def _body(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._file.ingress.body_s):
+                return await self._read(request)
+        except TimeoutError:
+            raise RequestError(
+                f"The body did not come within {self._file.ingress.body_s:g} s.", status=408
+            ) from None
+
+    async def _read(self, request: Request) -> bytes:
         most = int(self._file.ingress.max_body_mib * 2**20)
         parts, size = [], 0
         async for part in request.stream():
@@ -243,29 +263,23 @@ class RoutingIngress(OpenAiIngress):
             )
 
 
+def _stream(deployment: Deployment) -> OpenAIStream:
+    assert deployment.endpoint is not None
+    return OpenAIStream(deployment.endpoint)
+
+
+_LOOKS = (401, 403, 404, 503)
+
 ENDPOINTS: Mapping[str, Callable[[FastAPI], Any]] = {
-    "models": lambda app: app.get("/v1/models"),
-    "model_data": lambda app: app.get("/v1/models/{model:path}"),
-    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=_takes(("model", "messages"))),
-    "route": lambda app: app.post("/v1/route", openapi_extra=_takes(("model", "messages"))),
-    "feedback": lambda app: app.post("/v1/feedback", openapi_extra=_takes(("request_id", "score"))),
-    "health": lambda app: app.get("/healthz"),
+    "models": lambda app: app.get("/v1/models", openapi_extra=described(None, _LOOKS)),
+    "model_data": lambda app: app.get("/v1/models/{model:path}", openapi_extra=described(None, _LOOKS)),
+    "chat": lambda app: app.post("/v1/chat/completions", openapi_extra=described(CHAT, stream=True)),
+    "route": lambda app: app.post("/v1/route", openapi_extra=described(CHAT)),
+    "feedback": lambda app: app.post(
+        "/v1/feedback", openapi_extra=described(FEEDBACK, (400, 401, 403, 404, 408, 409, 413, 503))
+    ),
+    "health": lambda app: app.get("/healthz", openapi_extra=described(None, (503,))),
 }
-
-
-def _takes(names: tuple[str, ...]) -> dict[str, Any]:
-    kinds = {
-        "model": {"type": "string"},
-        "messages": {"type": "array", "minItems": 1, "items": {"type": "object"}},
-        "request_id": {"type": "string"},
-        "score": {"type": "number", "minimum": 0, "maximum": 1},
-    }
-    schema = {
-        "type": "object",
-        "required": list(names),
-        "properties": {name: kinds[name] for name in names},
-    }
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def fastapi_app() -> FastAPI:

@@ -37,6 +37,7 @@ class Replicas:
     _flying: dict[str, int] = field(default_factory=dict)
     _replicas: dict[str, int] = field(default_factory=dict)
     _suspected: dict[str, float] = field(default_factory=dict)  # since when
+    _peers: int = 1
     _looking: asyncio.Task[None] | None = None
 
     def up(self) -> frozenset[str]:
@@ -52,6 +53,10 @@ class Replicas:
     def replicas(self) -> dict[str, int]:
         """Running replicas of each, as far as is known."""
         return dict(self._replicas)
+
+    def peers(self) -> int:
+        """Ingress replicas, as far as is known."""
+        return max(self._peers, 1)
 
     def full(self, deployment: str) -> bool:
         """Whether as many requests are there as may be."""
@@ -116,28 +121,33 @@ class Replicas:
                 return Counted(*found)
         return Counted()
 
-    async def watch(self, application: str, names: Mapping[str, str]) -> None:
+    async def watch(self, application: str, names: Mapping[str, str], own: str) -> None:
         """Look at Serve's status, now and from now on.
 
         Args:
             application: Its name.
             names: Deployment id -> its name in Serve.
+            own: The ingress' name in Serve.
         """
-        await self._look(application, names)
-        self._looking = asyncio.create_task(self._keep_looking(application, names))
+        await self._look(application, names, own)
+        self._looking = asyncio.create_task(self._keep_looking(application, names, own))
 
-    async def _keep_looking(self, application: str, names: Mapping[str, str]) -> None:
+    async def _keep_looking(self, application: str, names: Mapping[str, str], own: str) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            await self._look(application, names)
+            await self._look(application, names, own)
 
-    async def _look(self, application: str, names: Mapping[str, str]) -> None:
+    async def _look(self, application: str, names: Mapping[str, str], own: str) -> None:
         with contextlib.suppress(Exception):  # the controller may be restarting
             status = await asyncio.to_thread(serve.status)
             known = status.applications[application].deployments
             for name, here in names.items():
-                states = known[here].replica_states
-                self._replicas[name] = int(states.get("RUNNING", 0))  # type: ignore[call-overload]
+                self._replicas[name] = _running(known[here])
+            self._peers = _running(known[own])
+
+
+def _running(deployment: Any) -> int:
+    return int(deployment.replica_states.get("RUNNING", 0))
 
 
 async def _next(response: Any) -> Any:
@@ -153,6 +163,7 @@ def _piece(told: Mapping[str, Any]) -> Piece:
         chunks=told.get("chunks") or (),
         choices=told.get("choices"),
         ended=bool(told.get("ended")),
+        took_s=told.get("took_s"),
         failure=None if failure is None else Failure(**failure),
     )
 

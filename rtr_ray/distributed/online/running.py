@@ -15,9 +15,13 @@ from rtr_ray.distributed.batch import terminable
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, Needs, connected, replica_needs
 from rtr_ray.distributed.online.gates import check_gate, gate_of, keys_path
 from rtr_ray.distributed.online.keys_actor import end_keys_actor
+from rtr_ray.distributed.online.proxy import announce
 from rtr_ray.errors import ConfigError, ExecutionError
+from rtr_ray.executors.openai import check_key
+from rtr_ray.online.served import Served
 from rtr_ray.router import RouterFolder
 from rtr_ray.screen import Screen
+from rtr_ray.storage import open_store
 
 NAME = "rtr"
 _POLL_S = 0.5
@@ -34,8 +38,11 @@ def _launch(file: ServeFile, name: str, route_prefix: str) -> None:
     serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
-def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
+def serve_file(file: ServeFile, screen: Screen, insecure: bool = False, launch: Any = _launch) -> None:
     """Serve until somebody interrupts.
+
+    Args:
+        launch: The task that begins to start the application.
 
     Raises:
         ConfigError: If the file cannot be served as it is.
@@ -46,12 +53,13 @@ def serve_file(file: ServeFile, screen: Screen, insecure: bool = False) -> None:
     if warning is not None:
         screen.say(warning, "yellow")
     file = ready(file, screen)
+    announce()
     with connected(file.cluster.address, needs_of(file)), terminable():
         started = False
         try:
             serve.start(proxy_location="HeadOnly", http_options={"host": file.host, "port": file.port})
             started = True
-            start(file, screen)
+            start(file, screen, launch=launch)
             screen.say(f"http://{file.host}:{file.port}/v1 answers. Ctrl-C ends it.")
             while True:
                 time.sleep(1)
@@ -76,21 +84,35 @@ def ready(file: ServeFile, screen: Screen) -> ServeFile:
         from rtr_ray.distributed.demo import trained_router
 
         file = file.model_copy(update={"router": trained_router(file.folder, screen)})
+    file = file.absolute()
     assert file.router_path is not None
     folder, pool = RouterFolder.load(file.router_path), load_pool(file.pool)
     folder.check(pool, file.untrained)
     if file.caution is not None:
         folder.check_caution(pool, file.caution)
+    if file.cluster.address is None:  # else the keys are in the environment of the nodes
+        for deployment in load_pool(file.pool).deployments.values():
+            if deployment.endpoint is not None:
+                check_key(deployment.endpoint)
+    entry = Served(open_store(file.folder)).configure(file.swap, anew=True)
+    if entry.cause == "use":
+        screen.say(
+            f"{entry.swap.router_path} is served, as rtr-ray router use said at {entry.at}. To go back: "
+            "rtr-ray router rollback.",
+            "yellow",
+        )
     return file
 
 
-def start(file: ServeFile, screen: Screen, name: str = NAME, route_prefix: str = "/") -> None:
+def start(
+    file: ServeFile, screen: Screen, name: str = NAME, route_prefix: str = "/", launch: Any = _launch
+) -> None:
     """Start the application on the cluster that this process is connected to, and wait until it answers.
 
     Raises:
         ExecutionError: If it does not.
     """
-    launched: Any = _launch.remote(file, name, route_prefix)
+    launched: Any = launch.remote(file, name, route_prefix)
     deadline = time.monotonic() + file.cluster.startup_timeout_s
     with screen.stage("engines", unit="up") as stage:
         while True:
@@ -119,8 +141,8 @@ def start(file: ServeFile, screen: Screen, name: str = NAME, route_prefix: str =
 def needs_of(file: ServeFile) -> Needs:
     """What runs at the same time."""
     replicas = file.ingress.replicas
-    least = replicas if isinstance(replicas, int) else replicas[0]
-    needs = Needs(least * file.ingress.num_cpus + LAUNCH_CPUS + 0.2, 0.0, "ingress, memory, launch")
+    most = replicas if isinstance(replicas, int) else replicas[1]
+    needs = Needs(most * file.ingress.num_cpus + LAUNCH_CPUS + 0.2, 0.0, "ingress, memory, launch")
     for deployment in load_pool(file.pool).deployments.values():
         keys = file.models.get(deployment.id)
         most = (keys.max_replicas if keys else None) or deployment.max_replicas

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from pydantic import ValidationError
+from ray.serve.llm import LLMConfig
 
 from rtr_ray.distributed.server import COUNTING, ChunkServer, events_of
 from rtr_ray.online.folding import Folded
 
 _PROGRESS_S = 0.25  # between two counts of an answer that nobody sees grow
 _KNOWN_CALLS = 4096
+_NICER = 10  # than the ingress, on a machine whose cores they share
 
 
 class OnlineServer(ChunkServer):
     """A ChunkServer that also answers single requests, tells what it has counted, and can be stopped."""
 
     _known: OrderedDict[str, Folded] | None = None
+
+    async def __init__(self, llm_config: LLMConfig, **more: Any) -> None:  # type: ignore[misc]  # as Serve has it
+        if llm_config.accelerator_config is not None and llm_config.accelerator_config.kind == "cpu":
+            # vLLM's processes inherit it. They wait for each other by spinning, for a second after each
+            # step (vllm-project/vllm#19036, #52814), which must not keep those from the cores who route
+            os.nice(_NICER)
+        await super().__init__(llm_config, **more)
 
     async def generate(self, call: str, body: dict[str, Any], stream: bool) -> AsyncIterator[dict[str, Any]]:
         """Answer a chat request.
@@ -55,7 +65,7 @@ class OnlineServer(ChunkServer):
         self, folded: Folded, body: dict[str, Any], stream: bool
     ) -> AsyncIterator[dict[str, Any]]:
         request = self._request(body | COUNTING)
-        told = time.monotonic()
+        started = told = time.monotonic()
         source = await self.chat(request)
         async with contextlib.aclosing(source):  # closed early, the engine stops
             async for lines in source:
@@ -75,8 +85,9 @@ class OnlineServer(ChunkServer):
         if not folded.ended:
             yield {"failure": {"message": "the engine's stream ended before its end", "maybe_paid": True}}
             return
+        took_s = time.monotonic() - started
         choices = None if stream else folded.response_choices()
-        yield {"counted": _numbers(folded), "choices": choices, "ended": True}
+        yield {"counted": _numbers(folded), "choices": choices, "ended": True, "took_s": took_s}
 
     async def stop(self, call: str) -> tuple[int, int, int] | None:
         """What a call has generated so far; None where it never came here, and it never will begin.

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import re
+import resource
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -25,6 +32,7 @@ from rtr_ray.config import load_pool, pool_path
 from rtr_ray.keys import KeyStore, Limits
 from rtr_ray.outcomes import pivot, read_long
 from tests.distributed.conftest import ROOT, free_ports
+from tests.distributed.e2e.readme_clients import blocks
 from tests.distributed.workbench import Workbench
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
@@ -200,17 +208,36 @@ def test_several_choices_logprobs_and_a_tool_that_is_named(online: Online) -> No
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "add"}},
         max_tokens=40,
-        logit_bias=dict.fromkeys(_white_space(), -100),  # JSON may hold any amount, and so small a model does
     )  # type: ignore[call-overload]
     (call,) = called.choices[0].message.tool_calls
     assert call.function.name == "add"
     assert set(json.loads(call.function.arguments)) == {"a"}
 
 
-def _white_space() -> list[str]:
-    """The ids of `nano`'s tokens that are nothing else."""
-    tokens = json.loads((pool_path("embedded").parent / "models/nano/tokenizer.json").read_text())
-    return [str(number) for token, number in tokens["model"]["vocab"].items() if not token.strip("ĠĊĉ \n\t")]
+def test_the_readmes_python_lines_work_as_printed(online: Online) -> None:
+    (lines,) = blocks("python", online.url, online.key)
+    ran = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    first, *streamed, eight, called = ran.stdout.splitlines()
+    assert first.startswith("nano:")
+    assert Decimal(first.split()[-1]) > 0
+    assert Decimal(streamed[-1]) > 0
+    assert eight.count("nano:") == 8
+    assert re.search(r"""arguments='\{"way": ?"(adding|counting)"\}', name='solve'""", called), called
+
+
+def test_the_readmes_curl_lines_work_as_printed(online: Online) -> None:
+    (lines,) = blocks("sh", online.url, online.key)
+    commands = lines.replace("\\\n", " ").splitlines()
+    found = [
+        subprocess.run(["bash", "-c", f"{one} -sSf"], capture_output=True, text=True) for one in commands
+    ]
+    assert [one.returncode for one in found] == [0] * 3, [one.stderr for one in found]
+    answer, route, models = [json.loads(one.stdout) for one in found]
+    assert answer["choices"][0]["message"]["content"]
+    assert Decimal(answer["usage"]["cost_usd"]) > 0
+    assert {row["candidate"] for row in route["table"]} == {"nano:vanilla", "nano:cot", "nano:pal"}
+    assert models["data"][0]["id"] == "auto"
 
 
 def test_a_client_that_leaves_stops_the_engine(online: Online) -> None:
@@ -240,6 +267,50 @@ def test_a_table_is_shown_and_feedback_becomes_outcomes(online: Online) -> None:
     assert outcomes.accuracy.tolist() == [[1.0]]
 
 
+def test_another_router_is_used_and_rolled_back_while_requests_come_and_none_is_dropped(
+    online: Online,
+) -> None:
+    other = online.folder / "other"
+    other.mkdir()
+    shutil.copy(online.folder / "pool.yaml", other)
+    Workbench(other, "none").router({"nano": 0.9})
+    shutil.copytree(online.folder / "router", online.folder / "aside")
+    seen: list[str] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        client = online.client()
+        while not ended.is_set():
+            raw = client.chat.completions.with_raw_response.create(model="auto", messages=ASK, max_tokens=4)  # type: ignore[arg-type]
+            seen.append(raw.headers["x-rtr-router"])
+
+    with ThreadPoolExecutor(3) as threads:
+        asking = [threads.submit(ask) for _ in range(3)]
+        try:
+            _router(online, "use", str(other / "router"))
+            shutil.rmtree(online.folder / "router")  # of what was served before: there is a copy
+            _router(online, "rollback")
+        finally:
+            ended.set()
+            shutil.move(online.folder / "aside", online.folder / "router")
+        for one in asking:
+            one.result(60)
+    changes = [name for name, before in zip(seen, [None, *seen], strict=False) if name != before]
+    assert seen[0] == seen[-1]
+    assert len(set(changes)) == 2
+    health = online.call("/healthz")[1]
+    assert (health["serving"]["number"], health["refused_change"]) == (0, None)
+
+
+def _router(online: Online, *arguments: str) -> None:
+    command = [str(Path(sys.executable).parent / "rtr-ray"), "router", *arguments]
+    command += ["--config", str(online.folder / "serve.yaml")]
+    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Served:" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("raw", "status"),
     [
@@ -260,6 +331,23 @@ def test_what_is_wrong_is_said_in_openais_form(online: Online, raw: bytes, statu
 
 def test_what_is_not_there_is_said_in_openais_form(online: Online) -> None:
     assert online.call("/v1/nowhere")[1]["error"]["message"] == "Not Found"
+
+
+def test_a_thousand_connections_that_never_end_their_request_keep_nobody_out(online: Online) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))
+    host, _, port = online.url.removeprefix("http://").partition(":")
+    with contextlib.ExitStack() as stack:
+        for number in range(1000):
+            one = stack.enter_context(socket.create_connection((host, int(port)), timeout=60))
+            lines = "POST /v1/chat/completions HTTP/1.1\r\nHost: here\r\nContent-Length: 500\r\n"
+            one.sendall(
+                (lines if number % 2 else f"{lines}\r\n{{").encode()
+            )  # no end of the headers, or no body
+        assert online.call("/v1/models")[0] == 200
+        answer = online.client().chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
+        assert answer.choices[0].message.content
+    assert online.call("/healthz")[0] == 200
 
 
 def test_who_has_no_key_gets_nothing(online: Online) -> None:
