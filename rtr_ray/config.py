@@ -266,6 +266,12 @@ class SwapKeys(Door):
         """What becomes of queries unlike those of training."""
         return self.router.caution if isinstance(self.router, RouterKeys) else None
 
+    def with_router(self, path: str) -> RouterKeys:
+        """Another folder, with all else that is said of the router: it stays as cautious as it was."""
+        if isinstance(self.router, RouterKeys):
+            return self.router.model_copy(update={"path": path})
+        return RouterKeys(path=path)
+
 
 class ServeFile(SwapKeys):
     """serve.yaml."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rtr_ray.config import SwapKeys
 from rtr_ray.corpus import Columns
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.errors import ConfigError, DataError, RouterError
@@ -175,3 +176,15 @@ def test_an_endpoint_says_so_in_words_in_its_table_and_in_a_header():
     assert headers["x-rtr-unfamiliar"] == "true"
     plain = with_runner_up(BY_ACCURACY, table(folder().bind(POOL, ENCODER), STRANGE[:1]))
     assert routing_shown(Routed(plain, BY_ACCURACY, "f"), "a")["unfamiliar"] is None
+
+
+def test_another_router_is_served_as_cautiously_as_the_one_before():
+    keys = SwapKeys.model_validate(
+        {"router": {"path": "a", "plainly": True, "ood": {"level": 0.9, "fallback": "small:x"}}}
+    )
+    other = keys.with_router("b")
+    assert other.path == "b"
+    assert other.caution == keys.caution == Caution(0.9, "small:x", plainly=True)
+    assert SwapKeys.model_validate({"router": "a"}).with_router("b").caution is None
+    job = SwapKeys.model_validate({"router": {"path": "a", "plainly": True}})
+    assert job.caution == Caution(None, plainly=True)

@@ -80,7 +80,7 @@ def collect(
         }
         file = load_collection(config, {key: value for key, value in changes.items() if value is not None})
         if active and file.active is None:
-            from rtr_ray.config import ActiveKeys
+            from rtr_ray.routing_keys import ActiveKeys
 
             file = file.model_copy(update={"active": ActiveKeys()})
         from rtr_ray.collection import Collection
