@@ -72,7 +72,7 @@ class Acquisition:
         the cost: Neyman (1934).
     """
 
-    rule: str = "decision"
+    rule: str = "tempered"
     first_rows: int = 12  # whole rows, spread over all kinds of queries, before anything else
     seed: int = 0
 

@@ -19,7 +19,7 @@ class OodKeys(Door):
 class ActiveKeys(Door):
     """How the next labels are chosen."""
 
-    rule: str = Field("decision", description="decision, variance, thrifty, cells or rows")
+    rule: str = Field("tempered", description="tempered, decision, contest, variance, thrifty, cells or rows")
     rounds: int = Field(8, ge=1, description="how often what is known is looked at again")
     first_rows: int = Field(12, ge=1, description="whole rows before anything else")
     queries: int = Field(20_000, ge=1, description="how many of the queries are looked at")

@@ -40,7 +40,7 @@ def work(bench: Workbench, **changes: Any) -> Collection:
         "output": str(bench.folder / "outcomes"),
         "grader": "numeric",
         "budget_usd": "0.005",
-        "active": {"encoder": {"kind": "hash", "dim": 32}, "rounds": 3, "first_rows": 4},
+        "active": {"encoder": {"kind": "hash", "dim": 32}, "rounds": 3, "first_rows": 4, "rule": "decision"},
         "dispatch": {"chunk": 16, "commit_s": 0.2},
         "cluster": {"serve_app": bench.prefix},
     }
