@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -35,7 +35,13 @@ def sampled(ids: Iterable[str], count: int) -> list[int]:
     return heapq.nsmallest(count, map(stable_hash, ids))
 
 
-def cell_rows(block: pa.Table, candidate: Candidate, repeats: int, below: int | None) -> pa.Table:
+def cell_rows(
+    block: pa.Table,
+    candidate: Candidate,
+    repeats: int,
+    below: int | None,
+    only: Collection[str] | None = None,
+) -> pa.Table:
     """The plan rows that put each usable query of a block to one candidate.
 
     Args:
@@ -43,12 +49,13 @@ def cell_rows(block: pa.Table, candidate: Candidate, repeats: int, below: int | 
         candidate: Whom the queries are put to.
         repeats: How often each is asked.
         below: Only queries whose id hashes to at most this; None: all.
+        only: Only queries with one of these ids; None: all.
 
     Raises:
         DataError: If a column that outcomes keep (`FACTS`) cannot be what it is there.
     """
     keep = [
-        error is None and (below is None or stable_hash(name) <= below)
+        error is None and (below is None or stable_hash(name) <= below) and (only is None or name in only)
         for name, error in zip(block[QUERY_ID].to_pylist(), block[ROW_ERROR].to_pylist(), strict=True)
     ]
     rows = block.filter(pa.array(keep, pa.bool_()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rtr_ray import grading
@@ -28,6 +28,7 @@ class Collection:
     corpus: Corpus
     splits: tuple[Split, ...]
     pool_fingerprint: str  # of the whole pool, also where only some of it is run
+    chosen: Mapping[Candidate, frozenset[str]] | None = None  # ids of the queries; None: all, or `sample`
 
     @classmethod
     def check(cls, file: CollectFile) -> Collection:

@@ -11,8 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from rtr_ray.errors import ConfigError
+from rtr_ray.extension import Newcomers
+from rtr_ray.familiarity import Caution
 from rtr_ray.pool import Pool
 from rtr_ray.pool_file import PoolFile
+from rtr_ray.routing_keys import ActiveKeys, NewcomerFile, OodKeys, ShareCapKeys
+from rtr_ray.types import Candidate, check_name
 from rtr_ray.yaml_door import Door, read_yaml, validated
 
 Count = Annotated[int, Field(ge=1)]
@@ -47,6 +51,15 @@ class RouterKeys(Door):
 
     path: str = Field(description="a folder that rtr-ray train wrote")
     untrained: Literal["refuse", "by_profile"] = Field("refuse", description="refuse or by_profile")
+    ood: OodKeys | None = Field(None, description="level and fallback; none: nobody looks")
+    plainly: bool = Field(False, description="true or false: read queries without odd signs and tails")
+
+    @property
+    def caution(self) -> Caution | None:
+        """What becomes of queries unlike those of training, and how queries are read."""
+        if self.ood is None:
+            return Caution(None, plainly=True) if self.plainly else None
+        return Caution(self.ood.level, self.ood.fallback, self.plainly)
 
 
 class EncoderKeys(Door):
@@ -181,6 +194,7 @@ class CollectFile(JobKeys):
     sample: int | None = Field(None, ge=1, description="how many of the queries; none: all")
     repeats: int = Field(1, ge=1, description="how often each candidate is put each query")
     budget_usd: Decimal | None = Field(None, gt=0, description="dollars, above 0")
+    active: ActiveKeys | None = Field(None, description="how cells are chosen; none: all are run")
 
 
 class ShadowKeys(Door):
@@ -256,6 +270,17 @@ class SwapKeys(Door):
         """What becomes of candidates that the router has no outcomes of."""
         return self.router.untrained if isinstance(self.router, RouterKeys) else "refuse"
 
+    @property
+    def caution(self) -> Caution | None:
+        """What becomes of queries unlike those of training."""
+        return self.router.caution if isinstance(self.router, RouterKeys) else None
+
+    def with_router(self, path: str) -> RouterKeys:
+        """Another folder, with all else that is said of the router: it stays as cautious as it was."""
+        if isinstance(self.router, RouterKeys):
+            return self.router.model_copy(update={"path": path})
+        return RouterKeys(path=path)
+
 
 class ServeFile(SwapKeys):
     """serve.yaml."""
@@ -272,6 +297,7 @@ class ServeFile(SwapKeys):
     request_log: bool = Field(True, description="whether a line for each request is kept in folder")
     log_prompts: bool = Field(False, description="whether those lines hold the prompts")
     ingress: IngressKeys = IngressKeys()
+    share_cap: ShareCapKeys | None = Field(None, description="share, window and times; none: no cap")
     models: dict[str, ReplicaKeys] = Field(default_factory=dict, description="deployment id: replicas")
     batches: BatchKeys = BatchKeys()
     sandbox: SandboxKeys = SandboxKeys()
@@ -330,6 +356,22 @@ def load_pool(name: str) -> Pool:
     return _located(
         path, lambda: validated(PoolFile, read_yaml(path), str(path)).build(path.parent, str(path))
     )
+
+
+def load_newcomers(path: Path) -> Newcomers:
+    """Read the profiles of new models and strategies.
+
+    Raises:
+        ConfigError: Naming the file, the key and what was expected.
+    """
+    file = validated(NewcomerFile, read_yaml(path), str(path))
+    if not (file.models or file.strategies or file.candidates):
+        raise ConfigError(f"{path} describes no model and no strategy. Expected: models: name: profile.")
+    models, strategies = (
+        {check_name(name, what): one.profile for name, one in keys.items()}
+        for what, keys in (("model", file.models), ("strategy", file.strategies))
+    )
+    return Newcomers(models, strategies, tuple(Candidate.parse(text) for text in file.candidates))
 
 
 def pool_path(name: str) -> Path:

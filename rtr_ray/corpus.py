@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from rtr_ray.errors import DataError
 from rtr_ray.pool import fingerprint
-from rtr_ray.schemas import PREDICTIONS, RESULTS
+from rtr_ray.schemas import PREDICTIONS, RESULTS, UNFAMILIAR
 from rtr_ray.storage import s3_filesystem
 
 FORMATS = {
@@ -219,7 +219,7 @@ def result_names(user_columns: Sequence[str], columns: Columns) -> dict[str, str
     A name that the results need for themselves (`answer`, `model`, ...) is kept as
     `corpus_answer` and so on; the id column is `query_id` there.
     """
-    taken = {*RESULTS.names, *PREDICTIONS.names, *OWN, *WORKING}
+    taken = {*RESULTS.names, *PREDICTIONS.names, *OWN, *WORKING, UNFAMILIAR}
     renamed: dict[str, str] = {}
     for name in user_columns:
         if name == "query_id" and columns.id == "query_id":

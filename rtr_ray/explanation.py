@@ -47,6 +47,7 @@ class Explanation:
     limits: tuple[str, ...]  # beside the budget, that bound when the row was planned
     options: tuple[Option, ...]  # the cheapest first
     result: dict[str, Any]
+    unfamiliar: bool = False  # as far as anybody looked
 
     def words(self) -> list[str]:
         """The choice in sentences."""
@@ -57,6 +58,8 @@ class Explanation:
             f"{self.chosen} was chosen: expected to be right with {100 * here.accuracy:.1f}% for "
             f"${here.cost_usd:.8f} (about {here.output_tokens:,.0f} output tokens)."
         ]
+        if self.unfamiliar:
+            said.append("The row is unlike those that the router was trained on: see router.ood.")
         if self.runner_up is not None:
             said.append(f"Without it, {self.runner_up} would have been.")
         if self.dual_price is not None:
@@ -141,6 +144,7 @@ def explain(folder: RunFolder, query_id: str, pool: Pool) -> Explanation:
         tuple(name for name in binding if name != "budget_usd"),
         _options(table),
         result,
+        table.unfamiliar is not None and bool(table.unfamiliar[0]),
     )
 
 

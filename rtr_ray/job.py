@@ -54,6 +54,8 @@ class Job:
             )
         router = RouterFolder.load(router_keys.path)
         router.check(pool, router_keys.untrained)
+        if router_keys.caution is not None:
+            router.check_caution(pool, router_keys.caution)
         if any(pool.strategies[c.strategy].answer == "program" for c in pool.candidates):
             check_sandbox(file.sandbox_keys)
         keys = file.corpus
@@ -70,7 +72,13 @@ class Job:
         file = self.file
         return {
             "config": fingerprint(
-                [file.policy_spec, file.grader, file.router_keys.untrained, file.sandbox_keys.model_dump()]
+                [
+                    file.policy_spec,
+                    file.grader,
+                    file.router_keys.untrained,
+                    file.sandbox_keys.model_dump(),
+                    *([file.router_keys.ood.model_dump()] if file.router_keys.ood is not None else []),
+                ]
             ),
             "corpus": self.corpus.fingerprint,
             "router": self.router.fingerprint,

@@ -20,7 +20,7 @@ from rtr_ray.corrections import Corrections
 from rtr_ray.policies.base import FittedPolicy, with_runner_up
 from rtr_ray.pool import Pool, only_text, size_of
 from rtr_ray.router import Router
-from rtr_ray.schemas import PREDICTIONS, RESULTS, stamp, stamped
+from rtr_ray.schemas import PREDICTIONS, RESULTS, UNFAMILIAR, stamp, stamped
 from rtr_ray.terms import Terms
 from rtr_ray.types import BoolArray, Candidate, FloatArray, Outcome, Plan, Query, RoutingTable
 
@@ -63,6 +63,10 @@ def table_part(
     for name in ESTIMATES:
         block = block.append_column(f"_{name}", _spread(getattr(table, name), usable, pa.float32()))
     block = block.append_column("_allowed", _spread(table.allowed, usable, pa.bool_()))
+    if table.unfamiliar is not None:
+        far = np.zeros(len(usable), dtype=bool)
+        far[usable] = table.unfamiliar
+        block = block.append_column(UNFAMILIAR, pa.array(far))
     if keep_embeddings:
         block = block.append_column("_embedding", _spread(embeddings_QD, usable, pa.float32()))
     return stamped(block, candidates=[str(c) for c in table.candidates]), table
@@ -112,10 +116,12 @@ def routing_table(part: pa.Table) -> RoutingTable:
         flat = part[name].combine_chunks().flatten()
         return flat.to_numpy(zero_copy_only=False).reshape(len(part), len(candidates))
 
+    values = {name: matrix(f"_{name}") for name in (*ESTIMATES, "allowed")}
     return RoutingTable(
         tuple(part[QUERY_ID].to_pylist()),
         candidates,
-        *(matrix(f"_{name}") for name in (*ESTIMATES, "allowed")),
+        **values,
+        unfamiliar=part[UNFAMILIAR].to_numpy() if UNFAMILIAR in part.column_names else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 A router folder holds `router.json` (the encoder, the candidates and how they behaved when their
 outcomes were recorded, figures from training) and `estimator.safetensors`; where it was trained by
-`rtr-ray train`, also `held_out.safetensors` and `held_out.json`, from which plans are forecast. No pickle.
+`rtr-ray train`, also `held_out.safetensors` and `held_out.json`, from which plans are forecast, and
+`profiles.safetensors`, the embedded profile texts that new candidates are compared with. No pickle.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,14 +31,19 @@ from rtr_ray.estimators.base import (
     State,
     columns_of,
     predicted,
+    related,
 )
+from rtr_ray.estimators.extended import by_profile
+from rtr_ray.familiarity import Caution, Familiarity, Guard, usual_of
 from rtr_ray.held_out import HeldOut
+from rtr_ray.plainly import plainly
 from rtr_ray.pool import Pool, fingerprint, priced_table
 from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate, FloatArray, Outcomes, RoutingTable
 
 SCHEMA_VERSION = 1
 _LEAST_TOKENS_PER_BYTE = 0.1
+_USUAL_QUERIES = 256  # that tell what candidates are like on average
 _TYPICAL_TOKENS_PER_BYTE = 0.3  # English in most tokenizers; only where nothing was recorded
 
 
@@ -83,6 +89,28 @@ class InputTokens:
         return tokens_QC
 
 
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """An encoder that reads texts plainly."""
+
+    inner: Encoder
+    kind: ClassVar[str] = "plain"
+
+    @property
+    def dim(self) -> int:
+        """As the encoder within."""
+        return self.inner.dim
+
+    @property
+    def identity(self) -> str:
+        """Another one than that of the encoder within: embeddings of some texts differ."""
+        return f"plain:{self.inner.identity}"
+
+    def encode(self, texts: Sequence[str]) -> FloatArray:
+        """What the encoder within makes of the plain texts."""
+        return self.inner.encode([plainly(text) for text in texts])
+
+
 @dataclass(frozen=True, eq=False)
 class Router:
     """Predicts routing tables for one pool. Pure once built."""
@@ -93,6 +121,8 @@ class Router:
     pool: Pool
     candidates: tuple[Candidate, ...]  # of the tables: the pool's, in its order
     fingerprint: str  # of what was learned
+    guard: Guard | None = None  # what looks for queries unlike those of training; None: nobody does
+    plain: bool = False  # texts are read plainly: by the encoder, which is a `Plain` then, and here
 
     def table(
         self,
@@ -112,9 +142,13 @@ class Router:
         if texts is None:
             estimate = self.estimator.predict(embeddings_QD)
         else:
-            estimate = predicted(self.estimator, embeddings_QD, texts)
+            read = [plainly(text) for text in texts] if self.plain else texts
+            estimate = predicted(self.estimator, embeddings_QD, read)
         columns_C = columns_of(self.estimator.candidates, self.candidates)
-        return priced_table(
+        far_Q = None if self.guard is None else self.guard.far(embeddings_QD)
+        if self.guard is not None and far_Q is not None:
+            estimate = self.guard.believed(estimate, far_Q)
+        table = priced_table(
             self.pool,
             query_ids,
             estimate.accuracy[:, columns_C],
@@ -122,6 +156,7 @@ class Router:
             estimate.output_tokens_p95[:, columns_C],
             self.inputs.predict(self.candidates, size_Q.astype(np.float64)),
         )
+        return table if self.guard is None or far_Q is None else self.guard.marked(table, far_Q)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +170,8 @@ class RouterFolder:
     behaviours: Mapping[str, str]  # candidate -> Pool.behaviour when its outcomes were recorded
     metrics: Mapping[str, Any] = field(default_factory=dict)
     held_out: HeldOut | None = None  # what forecasts stand on; no part of what was learned
+    profiles: Profiles | None = None  # of its models and strategies; None: from before they were kept
+    familiarity: Familiarity | None = None  # what queries were trained on; None: too few, or not kept
 
     def save(self, uri: str) -> None:
         """Write the folder; `router.json` last, so that a half-written folder is none."""
@@ -144,6 +181,10 @@ class RouterFolder:
         store.write("estimator.safetensors", save_tensors(contiguous))
         if self.held_out is not None:
             self.held_out.save(store)
+        if self.profiles is not None:
+            store.write("profiles.safetensors", save_tensors(_named(self.profiles)))
+        if self.familiarity is not None:
+            self.familiarity.save(store)
         store.write("router.json", json.dumps(self._head(state), indent=2).encode())
 
     def _head(self, state: State) -> dict[str, Any]:
@@ -199,6 +240,8 @@ class RouterFolder:
                 behaviours=head["behaviours"],
                 metrics=head["metrics"],
                 held_out=HeldOut.load(store),
+                profiles=_profiles(store.read("profiles.safetensors")),
+                familiarity=Familiarity.load(store),
             )
         except RtrError:
             raise
@@ -221,6 +264,7 @@ class RouterFolder:
         pool: Pool,
         encoder: Encoder | None = None,
         untrained: Literal["refuse", "by_profile"] = "refuse",
+        caution: Caution | None = None,
     ) -> Router:
         """The router for a pool.
 
@@ -229,6 +273,7 @@ class RouterFolder:
             encoder: Where the configuration asks for another one than the router was trained
                 with; None: the router's own.
             untrained: What becomes of candidates that the router has no outcomes of.
+            caution: What becomes of queries unlike those of training; None: nothing else.
 
         Raises:
             RouterError: If the encoder is another one, the router knows a model or strategy that
@@ -243,9 +288,45 @@ class RouterFolder:
             )
         new = self.check(pool, untrained)
         estimator = self.estimator
-        if isinstance(estimator, Extendable) and new:
+        if new and isinstance(estimator, Extendable):
             estimator = estimator.extended(new, embed_profiles(pool, encoder, new))
-        return Router(encoder, estimator, self.inputs, pool, pool.candidates, self.fingerprint)
+        elif new:
+            every = [*estimator.candidates, *new]
+            estimator = by_profile(estimator, new, embed_profiles(pool, encoder, every), encoder.dim)
+        guard = None
+        if caution is not None and caution.level is not None:
+            guard = self._guard(pool, estimator, caution)
+        plain = caution is not None and caution.plainly
+        return Router(
+            Plain(encoder) if plain else encoder,
+            estimator,
+            self.inputs,
+            pool,
+            pool.candidates,
+            self.fingerprint,
+            guard,
+            plain,
+        )
+
+    def _guard(self, pool: Pool, estimator: FittedEstimator, caution: Caution) -> Guard:
+        self.check_caution(pool, caution)
+        assert self.familiarity is not None
+        usual = usual_of(estimator.predict(self.familiarity.landmarks[:_USUAL_QUERIES]))
+        return Guard(self.familiarity, caution, usual)
+
+    def check_caution(self, pool: Pool, caution: Caution) -> None:
+        """What `bind` checks of it.
+
+        Raises:
+            RouterError: If the router does not know what its training queries were like.
+            ConfigError: If the fallback is not a candidate.
+        """
+        caution.check(pool.candidates)
+        if self.familiarity is None and caution.level is not None:
+            raise RouterError(
+                "The router does not know what its training queries were like: it was trained on too few, "
+                "or by an older rtr-ray. Train it again, or leave ood out."
+            )
 
     def check(self, pool: Pool, untrained: Literal["refuse", "by_profile"] = "refuse") -> list[Candidate]:
         """What `bind` checks, but for the encoder, which takes time to load.
@@ -255,17 +336,11 @@ class RouterFolder:
         """
         self._check_known(pool)
         new = [c for c in pool.candidates if c not in self.estimator.candidates]
-        if new:
-            if untrained == "refuse":
-                raise RouterError(
-                    f"The router has no outcomes of {', '.join(map(str, new))}. Collect some and train "
-                    "again, exclude them in the pool, or set router.untrained: by_profile."
-                )
-            if not isinstance(self.estimator, Extendable):
-                raise RouterError(
-                    f"The estimator '{self.estimator.kind}' cannot take in "
-                    f"{', '.join(map(str, new))} by profile; 'rtr' can."
-                )
+        if new and untrained == "refuse":
+            raise RouterError(
+                f"The router has no outcomes of {', '.join(map(str, new))}. Collect some and train "
+                "again, exclude them in the pool, or set router.untrained: by_profile."
+            )
         return new
 
     def _check_known(self, pool: Pool) -> None:
@@ -288,6 +363,24 @@ class RouterFolder:
                     "max_tokens or reading of the answer has changed. Undo the change, or collect and train "
                     "again."
                 )
+
+
+def _named(profiles: Profiles) -> dict[str, FloatArray]:
+    """Both maps in one, by `model/` or `strategy/` and the name."""
+    parts = (("model", profiles.models), ("strategy", profiles.strategies))
+    return {
+        f"{what}/{name}": np.ascontiguousarray(row_D) for what, rows in parts for name, row_D in rows.items()
+    }
+
+
+def _profiles(tensors: bytes | None) -> Profiles | None:
+    if tensors is None:
+        return None
+    found: dict[str, dict[str, FloatArray]] = {"model": {}, "strategy": {}}
+    for key, row_D in load_tensors(tensors).items():
+        what, _, name = key.partition("/")
+        found[what][name] = row_D
+    return Profiles(found["model"], found["strategy"])
 
 
 def _damaged(uri: str, error: Exception) -> RouterError:
@@ -334,4 +427,6 @@ def train(
             "queries": len(outcomes.query_ids),
             "cells": int((~np.isnan(outcomes.accuracy)).sum()),
         },
+        profiles=profiles,
+        familiarity=Familiarity.of(embeddings_MD, related(outcomes)),
     )

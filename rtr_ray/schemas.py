@@ -75,6 +75,9 @@ PREDICTIONS = pa.schema(
 )
 """What a plan row says beside the query and the user's columns."""
 
+UNFAMILIAR = "unfamiliar"
+"""A column of plan rows and results where `router.ood` is set: is the query unlike those of training?"""
+
 RESULTS = pa.schema(
     [
         ("query_id", pa.string()),

@@ -103,6 +103,7 @@ class RoutingTable:
     output_tokens_p95: FloatArray  # (Q, C) their 95% quantile, for reservations and deadlines
     cost_usd: FloatArray  # (Q, C) predicted US dollars: input and output tokens, all samples
     allowed: BoolArray  # (Q, C) fits the context window, not excluded, able
+    unfamiliar: BoolArray | None = None  # (Q,) unlike the training queries; None: nobody looked
 
     def __post_init__(self) -> None:
         shape = (len(self.query_ids), len(self.candidates))
@@ -113,6 +114,10 @@ class RoutingTable:
                     f"RoutingTable.{name} has shape {found}; "
                     f"{shape[0]} queries and {shape[1]} candidates need {shape}."
                 )
+        if self.unfamiliar is not None and self.unfamiliar.shape != shape[:1]:
+            raise DataError(
+                f"RoutingTable.unfamiliar has shape {self.unfamiliar.shape}; {shape[:1]} was expected."
+            )
         if len(set(self.candidates)) != len(self.candidates):
             raise DataError("A routing table names the same candidate twice.")
 
@@ -127,6 +132,7 @@ class RoutingTable:
             self.output_tokens_p95[index],
             self.cost_usd[index],
             self.allowed[index],
+            None if self.unfamiliar is None else self.unfamiliar[index],
         )
 
 

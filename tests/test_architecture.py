@@ -24,15 +24,15 @@ LONGEST_FILE = 450
 LAYERS = (
     {"errors"},
     {"types", "schemas", "storage", "lease", "yaml_door", "sandbox"},
-    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"},
+    {"strategies", "pool", "answers", "registry", "run_folder", "held_out"} | {"familiarity", "plainly"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}
     | {"held_rows", "forecast", "makespan", "gate"},
-    {"keys", "openai_batch"},
+    {"keys", "openai_batch", "share_cap"},
     {"cells", "corrections", "slices", "parts", "summary", "comparison", "screen", "training", "folds"}
-    | {"terms"},
+    | {"terms", "extension", "acquisition"},
     {"versions", "explanation", "plan_screen", "labels", "verdict", "quality", "reports"} | {"importers"},
-    {"pool_file"},
+    {"pool_file", "routing_keys"},
     {"config", "job", "collection", "labelling"},
     {"embedded", "online"},
     {"distributed"},

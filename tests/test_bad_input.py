@@ -143,13 +143,10 @@ def test_a_strategy_that_the_router_knows_and_the_pool_does_not_is_named(here: P
     )
 
 
-def test_an_estimator_that_cannot_take_in_a_new_model_says_which_can(here: Path):
+def test_any_estimator_takes_in_a_new_model_where_that_is_asked_for(here: Path):
     (here / "pool.yaml").write_text(with_another_model(POOL))
-    job = JOB.replace("router: router", "router: {path: router, untrained: by_profile}")
-    (here / "job.yaml").write_text(job)
-    assert said(*RUN) == (
-        "The estimator 'prior' cannot take in huge:vanilla, huge:cot by profile; 'rtr' can."
-    )
+    found = RouterFolder.load("router").check(load_pool("pool.yaml"), "by_profile")
+    assert [str(candidate) for candidate in found] == ["huge:vanilla", "huge:cot"]
 
 
 def test_prices_may_change_without_training_again(here: Path):

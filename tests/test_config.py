@@ -539,7 +539,8 @@ def test_a_sandbox_may_be_named_by_its_mode_alone(tmp_path):
         ),
         (
             changed("router: router/", "router: {path: r, untraind: refuse}", JOB),
-            "router.untraind: unknown key. Known keys here: path, untrained. Did you mean 'untrained'?",
+            "router.untraind: unknown key. Known keys here: ood, path, plainly, untrained. Did you mean "
+            "'untrained'?",
         ),
         (
             JOB + "encoder: {actors: 0}\n",

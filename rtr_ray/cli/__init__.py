@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 something is wrong, said in one sentence; 2 wrong usage; 3
 the budget went; 130 interrupted.
 """
 
+from rtr_ray.cli.extending import extend
 from rtr_ray.cli.jobs import explain, plan, run
 from rtr_ray.cli.keys import keys_app
 from rtr_ray.cli.learning import collect, evaluate, import_outcomes, train
@@ -20,6 +21,7 @@ __all__ = [
     "demo",
     "evaluate",
     "explain",
+    "extend",
     "grafana",
     "import_outcomes",
     "keys_app",

@@ -48,6 +48,12 @@ def collect(
     ] = None,
     repeats: Annotated[int | None, typer.Option("--repeats", help="How often each is asked.")] = None,
     budget_usd: Budget = None,
+    active: Annotated[
+        bool, typer.Option("--active", help="Choose the labels that tell most per dollar of the budget.")
+    ] = False,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", help="With --active: what the queries are compared by.")
+    ] = None,
     sandbox: Annotated[str | None, typer.Option(help="auto, namespaces, seccomp or rlimits-only.")] = None,
     address: Annotated[str | None, typer.Option("--address", help="A running Ray cluster.")] = None,
     fresh: Fresh = False,
@@ -68,22 +74,33 @@ def collect(
             "sample": sample,
             "repeats": repeats,
             "budget_usd": budget_usd,
+            "active.encoder": json_or_name(encoder, "--encoder"),
             "sandbox": sandbox,
             "cluster.address": address,
         }
         file = load_collection(config, {key: value for key, value in changes.items() if value is not None})
+        if active and file.active is None:
+            from rtr_ray.routing_keys import ActiveKeys
+
+            file = file.model_copy(update={"active": ActiveKeys()})
         from rtr_ray.collection import Collection
 
         with screen.stage("check", unit="splits") as stage:
             work = Collection.check(file)
             stage.done = len(work.splits)
-        from rtr_ray.distributed.collecting import collect as collect_outcomes
         from rtr_ray.screen import summary_table
 
-        found = collect_outcomes(work, screen, fresh)
+        if file.active is None:
+            from rtr_ray.distributed.collecting import collect as collect_outcomes
+
+            found = collect_outcomes(work, screen, fresh)
+        else:
+            from rtr_ray.distributed.active import collect_actively
+
+            found = collect_actively(work, screen, fresh)
     screen.console.print(summary_table(found))
     screen.say(f"Outcomes: {file.output}")
-    if found["status"] == "budget_exhausted":
+    if found["status"] == "budget_exhausted" and file.active is None:  # else the budget is the aim
         raise typer.Exit(BUDGET_EXHAUSTED)
 
 

@@ -88,7 +88,7 @@ def use(
         history = served.read()
         base = history.now.swap if history.entries else file.absolute().swap
         changes = {
-            "router": {"path": absolute(folder), "untrained": base.untrained},
+            "router": base.with_router(absolute(folder)).model_dump(),
             "policy": None if policy is None else _policy(policy, "--policy"),
             "latency_weight": latency_weight,
             "warm_within": warm_within,
@@ -97,6 +97,8 @@ def use(
         keys = validated(SwapKeys, base.model_dump() | given, "rtr-ray router use")
         members, router = load_pool(file.pool), RouterFolder.load(absolute(folder))
         router.check(members, keys.untrained)
+        if keys.caution is not None:
+            router.check_caution(members, keys.caution)
         if "run" not in keys.policy:
             held_out = None if router.held_out is None else router.held_out.table(members)
             frozen(keys.policy, members, held_out)

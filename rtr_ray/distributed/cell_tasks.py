@@ -88,6 +88,14 @@ class Cells:
     left_out: Mapping[Candidate, int]  # nobody can say what they cost at most
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which of the queries are put to a candidate."""
+
+    below: int | None = None  # those whose id hashes to at most this; None: all
+    chosen: Mapping[Candidate, frozenset[str]] | None = None  # those with these ids; None: all
+
+
 @ray.remote(num_cpus=1, max_retries=5)
 def write_cells(
     output: str,
@@ -97,7 +105,7 @@ def write_cells(
     pool: Pool,
     candidates: Sequence[Candidate],
     repeats: int,
-    below: int | None,
+    wanted: Wanted,
 ) -> Cells:
     """Write the plan rows of all candidates for the queries of a split."""
     store = open_store(output)
@@ -105,7 +113,8 @@ def write_cells(
     rows: dict[Candidate, int] = {}
     left_out: dict[Candidate, int] = {}
     for candidate in candidates:
-        every = [cell_rows(block, candidate, repeats, below) for block in blocks]
+        only = None if wanted.chosen is None else wanted.chosen.get(candidate, frozenset())
+        every = [cell_rows(block, candidate, repeats, wanted.below, only) for block in blocks]
         tables = [bounded(table, pool, candidate) for table in every]
         rows[candidate] = sum(map(len, tables))
         left_out[candidate] = sum(map(len, every)) - rows[candidate]

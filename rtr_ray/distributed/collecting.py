@@ -26,6 +26,7 @@ from rtr_ray.distributed.answering import Answering, Given, tally_results
 from rtr_ray.distributed.batch import recorded_ending, side_by_side, terminable
 from rtr_ray.distributed.cell_tasks import (
     Grading,
+    Wanted,
     grade_cells,
     hash_ids,
     ids_hashed_to,
@@ -140,13 +141,20 @@ class _Collecting:
         with self.screen.stage("plan") as stage:
             self._check_ids()
             below = None
-            if work.file.sample is not None:
+            if work.file.sample is not None and work.chosen is None:
                 parts = ray.get([sample_split.remote(work.corpus, s, work.file.sample) for s in work.splits])
                 smallest = sorted(value for part in parts for value in part)[: work.file.sample]
                 below = smallest[-1] if smallest else None
             tasks = [
                 write_cells.remote(
-                    uri, work.corpus, split, n, work.pool, work.candidates, work.file.repeats, below
+                    uri,
+                    work.corpus,
+                    split,
+                    n,
+                    work.pool,
+                    work.candidates,
+                    work.file.repeats,
+                    Wanted(below, work.chosen),
                 )
                 for n, split in enumerate(work.splits)
             ]

@@ -130,6 +130,7 @@ class Planning:
             self.job.policy,
             self.folder.store.uri,
             file.encoder,
+            file.router_keys.caution,
         )
         known = [split.rows for split in self.job.splits]
         total = None if None in known else sum(rows or 0 for rows in known)

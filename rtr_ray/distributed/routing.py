@@ -24,6 +24,7 @@ from rtr_ray.corpus import QUERY_ID, ROW_ERROR, Corpus, Split
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.encoders.kept import KeptEncoder
 from rtr_ray.errors import ExecutionError, RtrError
+from rtr_ray.familiarity import Caution
 from rtr_ray.held_out import distance_sketch, merge_sketches
 from rtr_ray.parts import table_part
 from rtr_ray.policies.base import Policy, Sketch, merged
@@ -51,6 +52,7 @@ class RoutingWork:
     policy: Policy
     output: str
     keys: EncoderKeys
+    caution: Caution | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,7 @@ class TableActor:
         encoder = registry.build(spec, ENCODERS, "encoder")
         if work.keys.cache is not None:
             encoder = KeptEncoder(encoder, work.keys.cache)
-        self._router: Router = folder.bind(work.pool, encoder, work.untrained)
+        self._router: Router = folder.bind(work.pool, encoder, work.untrained, work.caution)
         self._centroids_KD = None if folder.held_out is None else folder.held_out.centroids
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rtr_ray.estimators.base import (
     Profiles,
     State,
     check_fit,
-    mean_of_seen,
+    level_means,
     predicted,
     related,
 )
@@ -67,9 +67,12 @@ class Auto:
         check_fit(outcomes, embeddings_MD)
         recipes = self._recipes()
         accuracy_MC, tokens_MC = self._unseen(recipes, outcomes, embeddings_MD, profiles)
-        mean_C = mean_of_seen(outcomes.accuracy)
-        happened, told = _parts(outcomes.accuracy - mean_C), _parts(accuracy_MC - mean_C)
+        mean_C = level_means(outcomes.accuracy)
         seen_MC = ~np.isnan(outcomes.accuracy) & ~np.isnan(accuracy_MC)
+        # both over the same cells: against all candidates, the one cell of a row would be nobody's own
+        happened, told = (
+            _parts(np.where(seen_MC, one - mean_C, np.nan)) for one in (outcomes.accuracy, accuracy_MC)
+        )
         common, _ = _factor(happened[0], told[0], seen_MC.any(axis=1))
         own, sure = _factor(happened[1], told[1], seen_MC)
         return FittedAuto(

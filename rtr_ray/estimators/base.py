@@ -12,6 +12,9 @@ import numpy.typing as npt
 from rtr_ray.errors import DataError, RouterError
 from rtr_ray.types import BoolArray, Candidate, Estimate, FloatArray, IntArray, Outcomes
 
+_TURNS = 30
+_LEVEL_CELLS = 1.0  # noise of a cell over the variance of rows' levels
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Profiles:
@@ -34,7 +37,11 @@ class FittedEstimator(Protocol):
     """What is learned. Predicts from embeddings alone; sees no reference answer."""
 
     kind: ClassVar[str]
-    candidates: tuple[Candidate, ...]
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The columns of what it predicts."""
+        ...
 
     def predict(self, embeddings_QD: FloatArray) -> Estimate:
         """The routing table's accuracy and tokens, (Q, C) each."""
@@ -122,6 +129,26 @@ def check_fit(outcomes: Outcomes, embeddings_MD: FloatArray) -> None:
 def mean_of_seen(values_MC: FloatArray) -> FloatArray:
     """(C,) the mean of each column's recorded cells."""
     mean_C: FloatArray = np.nanmean(values_MC, axis=0)
+    return mean_C
+
+
+def level_means(values_MC: FloatArray) -> FloatArray:
+    """(C,) the mean that each column would have, had all of its cells been run; of whole rows, their mean.
+
+    Where candidates were run on different queries the one with the easier ones would pass for the better
+    one: rows have levels of their own, drawn to 0 as rows with few cells deserve it.
+
+    Source:
+        Henderson (1975): best linear unbiased prediction with rows as random effects, by turns.
+    """
+    mean_C = mean_of_seen(values_MC)
+    seen_MC = ~np.isnan(values_MC)
+    if seen_MC.all():
+        return mean_C
+    count_M = seen_MC.sum(axis=1)
+    for _ in range(_TURNS):
+        level_M = np.where(seen_MC, values_MC - mean_C, 0.0).sum(axis=1) / (count_M + _LEVEL_CELLS)
+        mean_C = mean_of_seen(values_MC - level_M[:, None])
     return mean_C
 
 

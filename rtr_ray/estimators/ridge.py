@@ -6,21 +6,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rtr_ray.estimators.base import mean_of_seen
+from rtr_ray.estimators.base import level_means, mean_of_seen
 from rtr_ray.types import BoolArray, FloatArray
 
 PENALTIES = tuple(10.0 ** np.arange(-2.0, 5.1, 0.5))  # tried; embeddings have unit length
+_CELLS = 2.0  # so many cells' weight has the belief that a row is no harder than was told
 _LEAST_SHARE = 1e-11  # of the largest squared singular value: what is smaller is rounding
 
 
 def together(unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) -> Ridge:
     """The regression of what is common to all candidates, and those of what is not, added up."""
-    mean_C = mean_of_seen(values_MC)
+    mean_C = level_means(values_MC)
     apart_MC = values_MC - mean_C
-    seen_M = ~np.isnan(apart_MC).all(axis=1)
-    common_M = np.full(len(values_MC), np.nan)
-    common_M[seen_M] = np.nanmean(apart_MC[seen_M], axis=1)
     bases: dict[bytes, Basis] = {}  # most columns were seen on the same queries
+    alone_MC = None
+    if np.isnan(apart_MC).any():
+        alone = Ridge.fit(unit_MD, apart_MC, penalty, bases)
+        told_MC = unit_MD @ alone.weight_DC + alone.mean_C
+        # without what came of a candidate's queries being easier than others'
+        alone_MC = np.where(np.isnan(apart_MC), told_MC, alone.left_out_MC) - mean_of_seen(apart_MC)
+    common_M = common_of(apart_MC, alone_MC)
     common = Ridge.fit(unit_MD, common_M[:, None], penalty, bases)
     own = Ridge.fit(unit_MD, apart_MC - common_M[:, None], penalty, bases)
     return Ridge(
@@ -28,6 +33,30 @@ def together(unit_MD: FloatArray, values_MC: FloatArray, penalty: float | None) 
         mean_C + common.mean_C + own.mean_C,
         mean_C + common.left_out_MC + own.left_out_MC,
     )
+
+
+def common_of(apart_MC: FloatArray, alone_MC: FloatArray | None) -> FloatArray:
+    """(M,) what is common to a query's candidates; NaN where none was seen.
+
+    The mean over the candidates. One that was not run stands there as what is told of it alone, moved by
+    what those that were run are off: the mean over these few would take what is each one's own for
+    common, and a row with one cell would say that nothing is anybody's own.
+
+    Args:
+        apart_MC: Of M queries, without the candidates' means; NaN: not run.
+        alone_MC: What is told of each candidate without the others; of a cell that was run, without that
+            cell. None: every cell was run.
+    """
+    seen_MC = ~np.isnan(apart_MC)
+    seen_M = seen_MC.any(axis=1)
+    common_M = np.full(len(apart_MC), np.nan)
+    if alone_MC is None:
+        common_M[seen_M] = np.nanmean(apart_MC[seen_M], axis=1)
+        return common_M
+    off_M = np.where(seen_MC, apart_MC - alone_MC, 0.0).sum(axis=1) / (seen_MC.sum(axis=1) + _CELLS)
+    filled_MC = np.where(seen_MC, apart_MC, alone_MC + off_M[:, None])
+    common_M[seen_M] = filled_MC[seen_M].mean(axis=1)
+    return common_M
 
 
 @dataclass(frozen=True, slots=True, eq=False)

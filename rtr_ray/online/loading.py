@@ -9,6 +9,7 @@ from rtr_ray import registry
 from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.encoders.base import Encoder
 from rtr_ray.errors import ConfigError
+from rtr_ray.familiarity import Caution
 from rtr_ray.online.routing import Chooser
 from rtr_ray.parts import Version
 from rtr_ray.policies import KNOWN as POLICIES
@@ -16,7 +17,7 @@ from rtr_ray.policies.base import FittedPolicy, Grounded, Policy, fit
 from rtr_ray.policies.fixed import Fixed
 from rtr_ray.policies.score import FittedScore, Score
 from rtr_ray.pool import Pool
-from rtr_ray.router import RouterFolder
+from rtr_ray.router import Plain, RouterFolder
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate, RoutingTable
@@ -30,6 +31,7 @@ def load_chooser(
     encoder: Mapping[str, Any] | None = None,
     known: Encoder | None = None,
     untrained: Any = "refuse",
+    caution: Caution | None = None,
 ) -> Chooser:
     """The chooser of a router folder and a policy.
 
@@ -40,18 +42,21 @@ def load_chooser(
         encoder: Fields that stand over the router's own: device, dtype.
         known: An encoder that is loaded already: taken where it is the router's.
         untrained: As `RouterFolder.bind` has it.
+        caution: The same.
 
     Raises:
         RouterError: If the folder is none, or does not fit the pool.
         ConfigError: If the policy cannot be frozen without a corpus.
     """
     folder = RouterFolder.load(router)
+    if isinstance(known, Plain):
+        known = known.inner
     if known is None or known.identity != folder.encoder_identity:
         spec = dict(folder.encoder)
         known = registry.build(
             spec | {k: v for k, v in (encoder or {}).items() if k in spec}, ENCODERS, "encoder"
         )
-    bound = folder.bind(pool, known, untrained)
+    bound = folder.bind(pool, known, untrained, caution)
     held_out = None if folder.held_out is None else folder.held_out.table(pool)
     unit = _unit(policy, held_out)
     if "run" in policy:

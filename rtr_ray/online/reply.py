@@ -65,6 +65,8 @@ class Named:
             found["x-rtr-predicted-accuracy"] = f"{accuracy:.4f}"
             found["x-rtr-predicted-cost-usd"] = plain_usd(self.routed.predicted("cost_usd", self.candidate))
             found["x-rtr-router"] = self.routed.router
+            if self.routed.unfamiliar is not None:
+                found["x-rtr-unfamiliar"] = str(self.routed.unfamiliar).lower()
         return found
 
     def response(

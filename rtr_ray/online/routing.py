@@ -64,6 +64,12 @@ class Routed:
         second = -1 if self.plan.runner_up is None else int(self.plan.runner_up[0])
         return None if second < 0 else self.plan.table.candidates[second]
 
+    @property
+    def unfamiliar(self) -> bool | None:
+        """Whether the request is unlike those of training; None: nobody looked."""
+        marks = self.plan.table.unfamiliar
+        return None if marks is None else bool(marks[0])
+
     def predicted(self, name: str, candidate: Candidate | None = None) -> float:
         """A prediction by its name in the table, of the chosen candidate or another one."""
         table = self.plan.table

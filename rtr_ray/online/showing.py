@@ -60,6 +60,7 @@ def routing_shown(routed: Routed, query_id: str) -> dict[str, Any]:
         "choice": _row(routed, routed.candidate),
         "runner_up": None if routed.runner_up is None else _row(routed, routed.runner_up),
         "why": why(routed),
+        "unfamiliar": routed.unfamiliar,
         "table": [_row(routed, table.candidates[column]) for column in order],
     }
 
@@ -70,6 +71,8 @@ def why(routed: Routed) -> str:
         f"{routed.candidate} is expected to be right with {100 * routed.predicted('accuracy'):.1f}% for "
         f"${plain_usd(routed.predicted('cost_usd'))}."
     )
+    if routed.unfamiliar:
+        said = f"The request is unlike those that the router was trained on. {said}"
     calm = routed.unhurried
     if calm is not None and calm != routed.candidate:
         said += f" It is not {calm}, for which one would wait longer."

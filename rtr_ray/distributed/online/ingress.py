@@ -44,6 +44,7 @@ from rtr_ray.online.request_log import RequestLog
 from rtr_ray.online.routing import Chooser, Routing
 from rtr_ray.online.served import Served
 from rtr_ray.pool import Deployment
+from rtr_ray.share_cap import CappedGate, ShareCap
 from rtr_ray.storage import open_store
 
 _LOG = logging.getLogger("ray.serve")
@@ -85,6 +86,8 @@ class RoutingIngress(PageRoutes, BatchRoutes, OpenAiIngress):
         )
         self._gate = setting.gate()
         self._open = isinstance(self._gate, OpenGate)
+        if (cap := file.share_cap) is not None:
+            self._gate = CappedGate(self._gate, ShareCap.of(self._pool, cap.share, cap.window, cap.times))
         abroad = {one.id: one for one in self._pool.deployments.values() if one.endpoint is not None}
         self._engines = Mixed.of(
             (self._replicas, frozenset(llm_deployments)),
@@ -151,7 +154,7 @@ class RoutingIngress(PageRoutes, BatchRoutes, OpenAiIngress):
         ingress = self._file.ingress
         encoder = {"device": ingress.device, "dtype": ingress.dtype}
         known = None if self._endpoint is None else self._endpoint.routing.chooser.router.encoder
-        chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained)
+        chooser = load_chooser(router, keys.policy, self._pool, encoder, known, keys.untrained, keys.caution)
         chooser = replace(chooser, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
         chooser.router.encoder.encode(["so that the first request finds it loaded"])
         if keys.shadow is None:
@@ -163,6 +166,7 @@ class RoutingIngress(PageRoutes, BatchRoutes, OpenAiIngress):
             encoder,
             chooser.router.encoder,
             keys.untrained,
+            keys.caution,
         )
         return chooser, replace(shadow, latency_weight=keys.latency_weight, warm_within=keys.warm_within)
 

@@ -96,7 +96,10 @@ def ready(file: ServeFile, screen: Screen) -> ServeFile:
         file = file.model_copy(update={"router": trained_router(file.folder, screen)})
     file = file.absolute()
     assert file.router_path is not None
-    RouterFolder.load(file.router_path).check(load_pool(file.pool), file.untrained)
+    folder, pool = RouterFolder.load(file.router_path), load_pool(file.pool)
+    folder.check(pool, file.untrained)
+    if file.caution is not None:
+        folder.check_caution(pool, file.caution)
     if file.cluster.address is None:  # else the keys are in the environment of the nodes
         for deployment in load_pool(file.pool).deployments.values():
             if deployment.endpoint is not None:
