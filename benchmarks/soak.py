@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import json
 import random
+import re
 import signal
 import statistics
 import sys
@@ -128,8 +129,8 @@ def processes(root: int) -> dict[str, list[psutil.Process]]:
     for process in psutil.Process(root).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             name = " ".join(process.cmdline()) or process.name()
-            for what in ("Ingress", "Memory", "OnlineServer:nano", "OnlineServer:small", "OnlineServer:dual"):
-                if f"ServeReplica:rtr:{what}" in name:
+            for what in ("Ingress", "Memory", "nano", "small", "dual"):
+                if re.search(rf"ServeReplica:rtr:(\w+Server:)?{what}\b", name):
                     found.setdefault(what, []).append(process)
             if "SharedKeys" in name:
                 found.setdefault("SharedKeys", []).append(process)
@@ -159,7 +160,7 @@ async def kill(
         if time.monotonic() > until - 30:
             return
         here = processes(root)
-        what = "Ingress" if turn % 2 else rng.choice(["OnlineServer:nano", "OnlineServer:small"])
+        what = "Ingress" if turn % 2 else rng.choice(["nano", "small"])
         victim = rng.choice(here[what])
         seen.kills.append((time.monotonic() - began, what))
         victim.send_signal(signal.SIGKILL)
