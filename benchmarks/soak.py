@@ -151,7 +151,7 @@ async def watch(root: int, until: float, began: float, seen: Seen, console: Cons
 
 
 async def kill(
-    root: int, url: str, every_s: float, until: float, began: float, seen: Seen, seed: int
+    root: int, every_s: float, until: float, began: float, seen: Seen, seed: int, ingress_first: bool
 ) -> None:
     """A model's replica and an ingress replica in turn."""
     rng = random.Random(seed)
@@ -160,7 +160,7 @@ async def kill(
         if time.monotonic() > until - 30:
             return
         here = processes(root)
-        what = "Ingress" if turn % 2 else rng.choice(["nano", "small"])
+        what = rng.choice(["nano", "small"]) if turn % 2 == ingress_first else "Ingress"
         victim = rng.choice(here[what])
         seen.kills.append((time.monotonic() - began, what))
         victim.send_signal(signal.SIGKILL)
@@ -173,7 +173,7 @@ async def soak(url: str, key: str, root: int, options: argparse.Namespace, conso
     await asyncio.gather(
         *(client(url, key, options.seed * 1000 + i, until, began, seen) for i in range(options.clients)),
         watch(root, until, began, seen, console),
-        kill(root, url, options.kill_every, until, began, seen, options.seed),
+        kill(root, options.kill_every, until, began, seen, options.seed, options.ingress_first),
     )
     return seen
 
@@ -203,6 +203,9 @@ def main() -> None:
     parser.add_argument("--kill-every", type=float, default=180)
     parser.add_argument("--ingresses", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--ingress-first", action="store_true", help="kill an ingress replica before a model's"
+    )
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory(prefix="rtr-soak-") as name:

@@ -48,6 +48,34 @@ async def test_a_replica_that_died_is_a_503_that_says_when_to_come_again(status:
     assert "actor" not in error["message"]
 
 
+async def test_no_answer_at_all_is_one() -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+
+    (one,) = middlewares()
+    app: Any = one.cls(application, *one.args, **one.kwargs)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        assert (await client.get("/v1/models")).status_code == 503
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_error_of_the_proxy_itself_is_one_as_long_as_nothing_was_said(begun: bool) -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ConnectionError
+
+    (one,) = middlewares()
+    app: Any = one.cls(application, *one.args, **one.kwargs)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
+        if begun:
+            with pytest.raises(ConnectionError):
+                await client.get("/v1/models")
+        else:
+            found = await client.get("/v1/models")
+            assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [(200, "text/plain"), (404, "text/plain"), (500, "application/json"), (200, "text/event-stream")],

@@ -7,6 +7,7 @@ text for each. Nobody's request is wrong then, and in a second another replica t
 from __future__ import annotations
 
 import json
+import logging
 import os
 from typing import Any
 
@@ -15,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rtr_ray.online.problems import unavailable
 
+_LOG = logging.getLogger("ray.serve")
 IMPORT_PATH = "rtr_ray.distributed.online.proxy:middlewares"
 _ENVIRONMENT = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": IMPORT_PATH,
@@ -49,20 +51,30 @@ class SaysUnavailable:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        instead = False
+        begun = instead = False
 
         async def sent(message: Message) -> None:
-            nonlocal instead
+            nonlocal begun, instead
             if message["type"] == "http.response.start" and _is_the_proxys_own(message):
                 instead = True
                 return
             if not instead:
+                begun = True
                 await send(message)
             elif not message.get("more_body"):
+                begun = True
                 for one in _unavailable():
                     await send(one)
 
-        await self._app(scope, receive, sent)
+        try:
+            await self._app(scope, receive, sent)
+        except Exception:
+            if begun:  # half of an answer is out: the connection breaks, and nothing else can be said
+                raise
+            _LOG.exception("the proxy failed")
+        if not begun:  # nor does it say anything where a replica dies that had the request
+            for one in _unavailable():
+                await send(one)
 
 
 def _is_the_proxys_own(message: Message) -> bool:
