@@ -7,7 +7,8 @@ import contextlib
 import os
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,13 +20,14 @@ from rtr_ray.online.folding import Folded
 
 _PROGRESS_S = 0.25  # between two counts of an answer that nobody sees grow
 _KNOWN_CALLS = 4096
+_HALT_S = 1.0  # for the next token of a call that is stopped
 _NICER = 10  # than the ingress, on a machine whose cores they share
 
 
 class OnlineServer(ChunkServer):
     """A ChunkServer that also answers single requests, tells what it has counted, and can be stopped."""
 
-    _known: OrderedDict[str, Folded] | None = None
+    _known: OrderedDict[str, _Call] | None = None
 
     async def __init__(self, llm_config: LLMConfig, **more: Any) -> None:  # type: ignore[misc]  # as Serve has it
         if llm_config.accelerator_config is not None and llm_config.accelerator_config.kind == "cpu":
@@ -49,11 +51,12 @@ class OnlineServer(ChunkServer):
         calls = self._calls()
         if call in calls:
             return  # it was stopped before it came
-        folded = calls[call] = Folded()
+        one = calls[call] = _Call()
         started = time.monotonic()
         try:
-            async for piece in self._pieces(folded, body, stream):
-                yield piece
+            async with contextlib.aclosing(self._pieces(one, body, stream)) as pieces:
+                async for piece in pieces:
+                    yield piece
         except asyncio.CancelledError:
             raise
         except ValidationError as error:
@@ -61,10 +64,13 @@ class OnlineServer(ChunkServer):
         except Exception as error:
             failed = self._failure(error, started)
             yield {"failure": {"message": failed["error"], "maybe_paid": failed["maybe_paid"]}}
+        finally:
+            one.over.set()
 
     async def _pieces(
-        self, folded: Folded, body: dict[str, Any], stream: bool
-    ) -> AsyncIterator[dict[str, Any]]:
+        self, one: _Call, body: dict[str, Any], stream: bool
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        folded = one.folded
         started = told = time.monotonic()
         source = await self._source(body | COUNTING)
         async with contextlib.aclosing(source):  # closed early, the engine stops
@@ -77,6 +83,8 @@ class OnlineServer(ChunkServer):
                     folded.add(event)
                     event.pop("usage", None)
                     chunks.append(event)
+                if one.stopped:
+                    return
                 if stream:
                     yield {"counted": _numbers(folded), "chunks": chunks}
                 elif time.monotonic() - told > _PROGRESS_S:
@@ -95,24 +103,37 @@ class OnlineServer(ChunkServer):
         return await self.chat(self._request(body))
 
     async def stop(self, call: str) -> tuple[int, int, int] | None:
-        """What a call has generated so far; None where it never came here, and it never will begin.
+        """Stop a call, and say what it has generated; None where it never came here, and it never will begin.
 
-        The call itself is cancelled by its caller.
+        The engine is told at its next token, so that what is said here is all that it will have counted.
         """
         calls = self._calls()
-        folded = calls.get(call)
-        if folded is None:
-            calls[call] = Folded()
+        one = calls.get(call)
+        if one is None:
+            calls[call] = _Call()
             return None
-        return _numbers(folded)
+        one.stopped = True
+        with contextlib.suppress(TimeoutError):  # it generates nothing just now; its caller cancels it
+            async with asyncio.timeout(_HALT_S):
+                await one.over.wait()
+        return _numbers(one.folded)
 
-    def _calls(self) -> OrderedDict[str, Folded]:
+    def _calls(self) -> OrderedDict[str, _Call]:
         """The last calls by name."""
         if self._known is None:
             self._known = OrderedDict()
         while len(self._known) > _KNOWN_CALLS:
             self._known.popitem(last=False)
         return self._known
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A call that came here."""
+
+    folded: Folded = field(default_factory=Folded)
+    stopped: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def _numbers(folded: Folded) -> tuple[int, int, int]:
