@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+_CHANGED = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "HF_HUB_OFFLINE")  # of this process's environment
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,27 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
+_RUNNING = contextlib.ExitStack()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the cluster after the last of the tests that it is for: an idle one takes a part of a core."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _RUNNING.close()
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """A head with 8 logical CPUs and 2 logical GPUs; its own ports and folder; ended by its own process."""
+    try:
+        yield _RUNNING.enter_context(_started())
+    finally:
+        _RUNNING.close()
+
+
+@contextlib.contextmanager
+def _started() -> Iterator[Cluster]:
     gcs, dashboard, client, agent = free_ports(4)
     folder = tempfile.mkdtemp(prefix="rtr-ray-")  # short: sockets lie below it
     environment = {
@@ -67,16 +86,16 @@ def cluster() -> Iterator[Cluster]:
         env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     before = dict(os.environ)
-    os.environ.update(
-        {k: environment[k] for k in ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "HF_HUB_OFFLINE")}
-    )
+    os.environ.update({name: environment[name] for name in _CHANGED})
     try:
         found = Cluster(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", environment)
         _wait(found, process, Path(folder) / "start.log")
         yield found
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name in _CHANGED:
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]
         import ray
 
         ray.shutdown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,10 +20,27 @@ from tests.distributed.conftest import Cluster
 from tests.distributed.e2e.serving import Online, online_endpoint
 from tests.distributed.workbench import Workbench
 
+_RUNNING = contextlib.ExitStack()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the engines after the last of the tests that they are for."""
+    if nextitem is None or Path(__file__).parent not in nextitem.path.parents:
+        _RUNNING.close()
+
 
 @pytest.fixture(scope="session")
 def served(connected: Cluster) -> Iterator[str]:
     """The prefix of the running applications of the embedded pool, one per deployment."""
+    try:
+        yield _RUNNING.enter_context(_served())
+    finally:
+        _RUNNING.close()
+
+
+@contextlib.contextmanager
+def _served() -> Iterator[str]:
     from rtr_ray.distributed.demo import APPS
     from rtr_ray.distributed.deployments import Deployments
 
@@ -42,8 +60,10 @@ def served(connected: Cluster) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def online(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Online]:
     """The embedded `nano`, served by the command line on a cluster of its own."""
-    with online_endpoint(tmp_path_factory.mktemp("online")) as found:
-        yield found
+    try:
+        yield _RUNNING.enter_context(online_endpoint(tmp_path_factory.mktemp("online")))
+    finally:
+        _RUNNING.close()
 
 
 @pytest.fixture
