@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -45,9 +46,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class Scheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
-            return next((name for name in _TOGETHER if nodeid.startswith(name)), nodeid)
+            return next((name for name, of in _TOGETHER.items() if of.match(nodeid)), nodeid)
 
     return Scheduling(config, log)
 
 
-_TOGETHER = ("tests/distributed/e2e/", "tests/distributed/")  # each starts a cluster of its own
+_TOGETHER = {  # each starts a cluster of its own; both take about as long
+    "engines, and some that need a cluster": re.compile(r"tests/distributed/(e2e/|test_[n-z])"),
+    "others that need a cluster": re.compile(r"tests/distributed/"),
+}
