@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import socket
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,10 +28,10 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._endpoint import serve_keys, served
 from benchmarks._report import report
 from rtr_ray.embedded.questions import draw
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPT_WORDS = 60  # beside the question: about 100 tokens in all
 
 
@@ -133,30 +132,10 @@ async def throughput(caller: Caller, runs: int, count: int, clients: int, seed: 
 
 
 @contextlib.contextmanager
-def served() -> Iterator[str]:
-    """The URL of an endpoint that is started here, and ended afterwards."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "rtr-ray"), "serve", "--config", str(ROOT / "serve.yaml")]
-    process = subprocess.Popen([*command, "--port", str(port)], cwd=ROOT)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while not _answers(url):
-            if process.poll() is not None:
-                raise SystemExit("the endpoint did not start")
-            time.sleep(1)
+def started() -> Iterator[str]:
+    """The URL of an endpoint as the repository's serve.yaml has it, for a while."""
+    with tempfile.TemporaryDirectory(prefix="rtr-online-") as name, served(serve_keys(Path(name), {})) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        health = httpx.get(f"{url}/healthz", timeout=30)
-        return health.status_code == 200 and all(one["up"] for one in health.json()["models"].values())
-    except (httpx.HTTPError, ValueError):
-        return False
 
 
 async def measure(url: str, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -182,7 +161,7 @@ def main() -> None:
         "--max-tokens", type=int, default=16, help="of an answer: short ones show routing best"
     )
     arguments = parser.parse_args()
-    with contextlib.nullcontext(arguments.url) if arguments.url else served() as url:
+    with contextlib.nullcontext(arguments.url) if arguments.url else started() as url:
         found = asyncio.run(measure(url, arguments))
     table = Table("figure", "value")
     for name, value in found.items():
