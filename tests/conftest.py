@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,6 +51,15 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return next((name for name, of in _TOGETHER.items() if of.match(nodeid)), nodeid)
 
     return Scheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what failed: a session that is ended from outside never gets to its summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        why = str(report.longrepr).strip().splitlines()[-1:]
+        sys.__stdout__.write(f"\nfailed: {report.nodeid} ({report.when}): {' '.join(why)[:300]}\n")
+        sys.__stdout__.flush()
 
 
 _TOGETHER = {  # each starts a cluster of its own; both take about as long

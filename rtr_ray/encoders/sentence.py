@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from rtr_ray.encoders.base import encode_unique
+from rtr_ray.encoders.packed import CACHE_TOKENS, PackedEncoder, packed
 from rtr_ray.errors import ConfigError
 from rtr_ray.types import FloatArray
 
@@ -23,7 +24,7 @@ class SentenceEncoder:
 
     Texts are sorted by token count and put into batches of about `batch_tokens` tokens, so that
     little is padded; identical texts are encoded once. Texts longer than the model's limit are
-    cut there.
+    cut there. On a processor, models of BERT's shape are computed without any padding (`packed`).
     """
 
     model: str = "sentence-transformers/all-mpnet-base-v2"  # hub id, folder, or package:NAME/folder
@@ -70,9 +71,18 @@ class SentenceEncoder:
     def _encode(self, texts: Sequence[str]) -> FloatArray:
         model = self._model()
         rows_QD = np.empty((len(texts), self.dim), dtype=np.float32)
+        encoded = model.tokenizer(
+            list(texts), truncation=True, max_length=model.max_seq_length, padding=False
+        )
+        counts = [len(ids) for ids in encoded["input_ids"]]
+        if (whole := self._packed()) is not None:
+            for indices in batches(counts, min(self.batch_tokens, CACHE_TOKENS)):
+                rows_QD[indices] = whole([encoded["input_ids"][i] for i in indices])
+            return rows_QD
         with torch.inference_mode():
-            for indices, features in self._batches(model, texts):
-                self._forward(model, features, rows_QD, indices)
+            for indices in batches(counts, self.batch_tokens):
+                chosen = {key: [values[i] for i in indices] for key, values in encoded.items()}
+                self._forward(model, model.tokenizer.pad(chosen, return_tensors="pt"), rows_QD, indices)
         return rows_QD
 
     def _forward(self, model: Any, features: Any, rows_QD: FloatArray, indices: list[int]) -> None:
@@ -89,32 +99,38 @@ class SentenceEncoder:
             cut = {key: value[part] for key, value in features.items()}
             self._forward(model, cut, rows_QD, indices[part])
 
-    def _batches(self, model: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], Any]]:
-        """(indices, padded features) of about `batch_tokens` tokens each, similar lengths together."""
-        limit = model.max_seq_length
-        tokenizer = model.tokenizer
-        encoded = tokenizer(list(texts), truncation=True, max_length=limit, padding=False)
-        counts = [len(ids) for ids in encoded["input_ids"]]
-        order = sorted(range(len(texts)), key=counts.__getitem__)
-        start = 0
-        while start < len(order):
-            end, longest = start, 0
-            while end < len(order):
-                longest = max(longest, counts[order[end]])
-                if longest * (end + 1 - start) > self.batch_tokens and end > start:
-                    break
-                end += 1
-            indices = order[start:end]
-            chosen = {key: [values[i] for i in indices] for key, values in encoded.items()}
-            yield indices, tokenizer.pad(chosen, return_tensors="pt")
-            start = end
-
     def _model(self) -> Any:
         if not self._loaded:
             self._loaded.append(_load(self.model, _dtype(self.dtype, self.device), self.device))
             if self.max_tokens is not None:
                 self._loaded[0].max_seq_length = min(self.max_tokens, self._loaded[0].max_seq_length)
         return self._loaded[0]
+
+    def _packed(self) -> PackedEncoder | None:
+        if len(self._loaded) < 2:
+            self._loaded.append(packed(self._model()))
+        found: PackedEncoder | None = self._loaded[1]
+        return found
+
+
+def batches(counts: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Texts that are encoded at once: indices into `counts`, short ones first.
+
+    Args:
+        counts: Tokens of each text.
+        most: Tokens of one batch when all are as long as its longest; a text that is longer is alone.
+    """
+    order = sorted(range(len(counts)), key=counts.__getitem__)
+    start = 0
+    while start < len(order):
+        end, longest = start, 0
+        while end < len(order):
+            longest = max(longest, counts[order[end]])
+            if longest * (end + 1 - start) > most and end > start:
+                break
+            end += 1
+        yield order[start:end]
+        start = end
 
 
 def _load(model: str, dtype: torch.dtype, device: str) -> Any:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -96,9 +97,7 @@ def _started() -> Iterator[Cluster]:
             os.environ.pop(name, None)
             if name in before:
                 os.environ[name] = before[name]
-        import ray
-
-        ray.shutdown()
+        _leave(60)
         # `ray start` waits half a minute for each of its processes: end them ourselves, these and no others
         head = _process(process.pid)
         mine = [head, *head.children(recursive=True)] if head else []
@@ -110,6 +109,15 @@ def _started() -> Iterator[Cluster]:
         process.wait(30)
         log.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _leave(patience_s: float) -> None:
+    """Stop being a driver; one that cannot let go must not keep the tests behind it."""
+    import ray
+
+    leaving = threading.Thread(target=ray.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(patience_s)
 
 
 def _process(pid: int) -> psutil.Process | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,7 +31,8 @@ class Scripted:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [1000.0]
-    monkeypatch.setattr("rtr_ray.distributed.deployments.time.monotonic", lambda: now[0])
+    # the module's own name for it: every other thread of this process goes on reading the real one
+    monkeypatch.setattr("rtr_ray.distributed.deployments.time", SimpleNamespace(monotonic=lambda: now[0]))
     return now
 
 
