@@ -44,7 +44,7 @@ PLUGINS = LAYERS[3]  # never import each other
 ONLY_IN = {
     "ray": {"distributed"},
     "vllm": set(),  # by way of Ray Serve LLM alone
-    "torch": {"encoders.sentence", "estimators.rtr", "embedded.train_models"},
+    "torch": {"encoders.packed", "encoders.sentence", "estimators.rtr", "embedded.train_models"},
     "transformers": {"encoders.sentence", "embedded.train_models"},
     "sentence_transformers": {"encoders.sentence"},
     "numba": {"estimators.rtr_table"},
@@ -57,6 +57,7 @@ ONLY_IN = {
 
 HEAVY = ("ray", "vllm", "torch", "transformers", "sentence_transformers", "openai", "boto3", "pandas")
 NEEDS_HEAVY = {
+    "encoders.packed",
     "encoders.sentence",
     "estimators.rtr",
     "embedded.train_models",

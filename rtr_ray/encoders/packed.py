@@ -174,12 +174,13 @@ def _layer(one: Any) -> _Layer:
 
 def _split(x_TD: torch.Tensor, runs: Sequence[_Run]) -> list[tuple[torch.Tensor, _Run]]:
     """The rows of each run."""
-    return list(zip(x_TD.split([count * texts for count, texts in runs]), runs, strict=True))
+    parts = torch.split(x_TD, [count * texts for count, texts in runs])
+    return list(zip(parts, runs, strict=True))
 
 
 def _linear(x_TD: torch.Tensor, weights: _Weights, then: str = "none") -> torch.Tensor:
     """x W' + b, then GELU where it is asked for."""
-    if torch.backends.mkldnn.is_available():
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         # what torch.compile makes of a product and what follows it; elementwise steps of their own cost as
         # much as the product where it runs at bfloat16's rate
         fused: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x_TD, *weights, then, [], "none")
