@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from ray import serve
 
 from benchmarks.fault_tools.meter import Meter
+from rtr_ray.distributed.bundles import bundles
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.types import FloatArray
 
@@ -43,14 +44,14 @@ class MeteredFake:
 
     async def answer_chunk(
         self, requests: Sequence[dict[str, Any]], lender: Any = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """Replies as they finish; what nobody waits for any more is finished, and paid, all the same."""
         tasks = [asyncio.create_task(self._answer(i, dict(body), lender)) for i, body in enumerate(requests)]
         for task in tasks:
             self._running.add(task)
             task.add_done_callback(self._running.discard)
-        for done in asyncio.as_completed(tasks):
-            yield await done
+        async for some in bundles(map(asyncio.shield, tasks)):
+            yield some
 
     async def _answer(self, index: int, body: dict[str, Any], lender: Any) -> dict[str, Any]:
         growing = _growing(body, lender)

@@ -23,16 +23,17 @@ class MeteredServer(ChunkServer):
 
     async def answer_chunk(
         self, requests: Sequence[dict[str, Any]], *more: Any, **named: Any
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """Every request is written down as it comes, every answer before it is given."""
         if self._own_meter is None:
             self._own_meter = Meter(Path(os.environ[_METERS]), _MODEL)
         asked = [self._own_meter.begin(body) for body in requests]
-        async for reply in super().answer_chunk(requests, *more, **named):
-            one = asked[reply["index"]]
-            if one is not None and "usage" in reply:
-                self._own_meter.pay(one, reply["usage"])
-            yield reply
+        async for replies in super().answer_chunk(requests, *more, **named):
+            for reply in replies:
+                one = asked[reply["index"]]
+                if one is not None and "usage" in reply:
+                    self._own_meter.pay(one, reply["usage"])
+            yield replies
 
 
 def start(meters: str, app: str) -> None:

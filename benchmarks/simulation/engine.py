@@ -7,6 +7,7 @@ before it gives it: a meter outside of our ledger.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import Any
 from ray import serve
 
 from benchmarks.simulation.source import Source
+from rtr_ray.distributed.bundles import bundles
 from rtr_ray.distributed.lending import Extending, Lender
 
 
@@ -29,15 +31,12 @@ class SimulatedEngine:
 
     async def answer_chunk(
         self, requests: Sequence[dict[str, Any]], lender: Lender | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """As ChunkServer does."""
-        tasks = [asyncio.create_task(self._answer(i, dict(body), lender)) for i, body in enumerate(requests)]
-        try:
-            for done in asyncio.as_completed(tasks):
-                yield await done
-        finally:
-            for task in tasks:
-                task.cancel()
+        work = (self._answer(i, dict(body), lender) for i, body in enumerate(requests))
+        async with contextlib.aclosing(bundles(work)) as replies:
+            async for some in replies:
+                yield some
 
     async def _answer(self, index: int, body: dict[str, Any], lender: Lender | None) -> dict[str, Any]:
         growing = Extending.read(body, lender)

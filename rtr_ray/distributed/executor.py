@@ -24,8 +24,9 @@ class ServeExecutor:
         stream: Any = self.handle.options(stream=True).answer_chunk.remote(
             [body(request) for request in requests]
         )
-        async for reply in stream:
-            yield _reply(requests[reply["index"]], reply)
+        async for some in stream:
+            for reply in some:
+                yield _reply(requests[reply["index"]], reply)
 
     async def execute_limited(
         self, requests: Sequence[Request], limits: Sequence[Limit | None], lender: Any
@@ -36,8 +37,9 @@ class ServeExecutor:
             if limit is not None:
                 fields["limit"] = limit_of(request.key, limit)
         stream: Any = self.handle.options(stream=True).answer_chunk.remote(bodies, lender)
-        async for reply in stream:
-            yield _reply(requests[reply["index"]], reply)
+        async for some in stream:
+            for reply in some:
+                yield _reply(requests[reply["index"]], reply)
 
     async def aclose(self) -> None:
         """The handle belongs to Serve."""

@@ -13,6 +13,7 @@ from typing import Any
 from ray.serve.llm.deployment import LLMServer
 from ray.serve.llm.openai_api_models import ChatCompletionRequest
 
+from rtr_ray.distributed.bundles import bundles
 from rtr_ray.distributed.lending import Extending, Lender
 
 _LAST_WORDS_S = 2.0  # for replies to leave a replica whose engine has died
@@ -29,7 +30,7 @@ class ChunkServer(LLMServer):
 
     async def answer_chunk(
         self, requests: Sequence[dict[str, Any]], lender: Lender | None = None
-    ) -> AsyncIterator[dict[str, Any]]:
+    ) -> AsyncIterator[list[dict[str, Any]]]:
         """Answer chat requests.
 
         One with a `limit` (see `rtr_ray.distributed.lending`) is streamed: before it reaches the
@@ -42,17 +43,14 @@ class ChunkServer(LLMServer):
             lender: Whom to ask for more.
 
         Yields:
-            One reply each as they finish: `index`, and either `choices` (text, finish_reason,
-            output_tokens) with `usage` and `latency_s`, or `error` with `transient` and
-            `maybe_paid`.
+            Replies as they finish, those together that do so at about the same time. One each: `index`,
+            and either `choices` (text, finish_reason, output_tokens) with `usage` and `latency_s`, or
+            `error` with `transient` and `maybe_paid`.
         """
-        tasks = [asyncio.create_task(self._answer(i, dict(body), lender)) for i, body in enumerate(requests)]
-        try:
-            for done in asyncio.as_completed(tasks):
-                yield await done
-        finally:
-            for task in tasks:
-                task.cancel()
+        work = (self._answer(i, dict(body), lender) for i, body in enumerate(requests))
+        async with contextlib.aclosing(bundles(work)) as replies:
+            async for some in replies:
+                yield some
 
     async def _answer(self, index: int, body: dict[str, Any], lender: Lender | None) -> dict[str, Any]:
         started = time.monotonic()

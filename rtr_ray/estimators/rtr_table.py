@@ -72,7 +72,10 @@ class FittedRTR:
         """
         embeddings_QD = np.ascontiguousarray(embeddings_QD, dtype=np.float32)
         heads_QC3 = np.empty((len(embeddings_QD), len(self.candidates), 3), dtype=np.float32)
-        kernel, threads = kernel or head_kernel(), _threads()
+        kernel = kernel or head_kernel()
+        threads = (
+            _threads() if len(embeddings_QD) >= _BLOCK // 4 else 1
+        )  # few rows are done before a thread is up
         hidden_BH = np.empty((min(_BLOCK, len(embeddings_QD)), len(self.bias_H)), dtype=np.float32)
         with ThreadPoolExecutor(threads) as pool:
             for start in range(0, len(embeddings_QD), _BLOCK):

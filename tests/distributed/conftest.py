@@ -21,6 +21,13 @@ from typing import Any
 import psutil
 import pytest
 
+# A handle of Serve looks after itself in a thread, also when its cluster has gone; without this (read when
+# Ray is imported) Ray would start a new cluster for it, beside the tests that come then.
+os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+import ray
+
+del os.environ["RAY_ENABLE_AUTO_CONNECT"]  # of this process alone
+
 ROOT = Path(__file__).resolve().parents[2]
 _CHANGED = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "HF_HUB_OFFLINE")  # of this process's environment
 
@@ -113,8 +120,6 @@ def _started() -> Iterator[Cluster]:
 
 def _leave(patience_s: float) -> None:
     """Stop being a driver; one that cannot let go must not keep the tests behind it."""
-    import ray
-
     leaving = threading.Thread(target=ray.shutdown, daemon=True)
     leaving.start()
     leaving.join(patience_s)
@@ -144,8 +149,6 @@ def _wait(cluster: Cluster, process: subprocess.Popen[bytes], log: Path) -> None
 def connected(cluster: Cluster) -> Cluster:
     """This process is a driver of the cluster."""
     import logging
-
-    import ray
 
     ray.init(cluster.address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
     return cluster

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,6 +50,7 @@ from rtr_ray.storage import open_store
 
 _LOG = logging.getLogger("ray.serve")
 _SEND_S = 0.5  # between two loads of rows to the memory
+_SWITCH_S = 0.0005
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ class RoutingIngress(PageRoutes, BatchRoutes, OpenAiIngress):
         memory: DeploymentHandle[Any],
     ) -> None:
         super().__init__(llm_deployments, model_cards)
+        # the thread that encodes asks for the interpreter between any two steps; the event loop must not make
+        # it wait 5 ms each time
+        sys.setswitchinterval(_SWITCH_S)
         file = setting.file
         self._file, self._memory = file, memory
         self._pool = load_pool(file.pool)
