@@ -15,7 +15,7 @@ from rtr_ray.estimators.knn import KNN
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT.parent / "shared/data/renze_dense_2x4.parquet"
-SPLITS = 200
+SPLITS = 80
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Iterable
 from typing import TypeVar
 
 Made = TypeVar("Made")
@@ -12,7 +12,9 @@ Made = TypeVar("Made")
 GATHER_S = 0.002
 
 
-async def bundles(work: Iterable[Awaitable[Made]], gather_s: float = GATHER_S) -> AsyncIterator[list[Made]]:
+async def bundles(
+    work: Iterable[Awaitable[Made]], gather_s: float = GATHER_S
+) -> AsyncGenerator[list[Made], None]:
     """Do things at once, and give what comes of them as they finish; a slow one never holds the others.
 
     Closed early, it cancels those that are running. What one raises is raised, after the results before it.
