@@ -21,6 +21,7 @@ SMALL = {
     "encoding": ["--small"],
     "startup": ["--small"],
     "fleet": ["--small"],
+    "per_row": ["--small"],
     "gpu": ["--small"],
 }
 

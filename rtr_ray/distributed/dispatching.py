@@ -118,7 +118,7 @@ class DispatchActor:
             books,
             dispatcher,
         )
-        requests = _requests(work.pool, part, index, done, moved, work.settings)
+        requests = open_requests(work.pool, part, index, done, moved, work.settings)
         self._running.append(dispatcher)
         if self._draining:
             dispatcher.drain()
@@ -203,7 +203,7 @@ def moved_rows(store: Store, name: str) -> frozenset[str]:
     return frozenset(ids)
 
 
-def _requests(
+def open_requests(
     pool: Pool,
     part: pa.Table,
     index: dict[str, int],

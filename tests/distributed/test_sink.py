@@ -19,7 +19,7 @@ from rtr_ray.answers import Answerer
 from rtr_ray.config import DispatchKeys
 from rtr_ray.corpus import GOLD, MESSAGES, QUERY_ID, ROW_ERROR, TEXT
 from rtr_ray.dispatch import Dispatcher, Gate, Reservation, Settings, Settlement
-from rtr_ray.distributed.dispatching import _requests, durable_results
+from rtr_ray.distributed.dispatching import durable_results, open_requests
 from rtr_ray.distributed.ledger_actor import SharedLedger
 from rtr_ray.distributed.sink import Sink
 from rtr_ray.errors import ExecutionError, StorageError
@@ -121,7 +121,7 @@ class Bench:
         dispatcher = Dispatcher(self.executor, books, POOL, Gate(self.gate), Settings(chunk=self.keys.chunk))
         answerer = Answerer(POOL.strategies, None, POOL.thinking)
         sink = Sink(store, "name", part, index, POOL, self.keys, answerer, self.grader, books, dispatcher)
-        requests = _requests(POOL, part, index, done)
+        requests = open_requests(POOL, part, index, done)
         async with sink, contextlib.aclosing(dispatcher.run(requests)) as outcomes:
             async for outcome in outcomes:
                 await sink.take(outcome)
