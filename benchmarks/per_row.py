@@ -188,8 +188,9 @@ def main() -> None:
     found, stats = measure(rows, repeats)
     console = Console()
     console.print(shown(stats, rows))
+    per_s = 1e6 / found["us_per_row"]
     console.print(
-        f"{found['us_per_row']:.0f} us of CPU a row: one core does {1e6 / found['us_per_row']:,.0f} a second. "
+        f"{found['us_per_row']:.0f} us of CPU a row: one core does {per_s:,.0f} per second. "
         f"The bare write takes {found['bare_write_us_per_row']:.1f} us.",
         highlight=False,
     )
