@@ -196,8 +196,10 @@ def test_what_could_not_be_written_is_written_at_the_end_if_there_is_room_again(
     bench = Bench(tmp_path, budget_usd=WORST * 2)
     with pytest.raises(StorageError, match="No space left on device"):
         bench.run()
-    assert len(bench.results()) == 2
-    assert bench.shared.snapshot().balance.in_flight == 0
+    balance = bench.shared.snapshot().balance
+    # two fit into the budget by their worst cases, more where what those cost was known before the commit
+    assert len(bench.results()) >= 2
+    assert (balance.spent_usd, balance.in_flight) == (len(bench.results()) * ACTUAL, 0)
 
 
 def test_answers_that_cannot_be_graded_are_kept_and_the_run_says_who_is_to_blame(tmp_path):
