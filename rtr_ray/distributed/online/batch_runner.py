@@ -88,6 +88,7 @@ class JobRunner:
             run_folder = output / str(number)  # another policy is another run
             failed: RtrError | None = None
             self.progress.begin()
+            self.progress.tell(self._durable(run_folder))  # the batch may go on after a restart
             try:
                 self._answer(policy, corpus, run_folder, budget_usd)
             except BudgetError as error:
@@ -100,6 +101,13 @@ class JobRunner:
             if failed is not None:
                 raise failed
             return
+
+    def _durable(self, run_folder: Path) -> Counter[str]:
+        """Rows of a run that are durable, by status."""
+        folder, found = RunFolder(open_store(str(run_folder))), Counter[str]()
+        for key in folder.results():
+            found.update(read_table(folder.store, key, ["status"])["status"].to_pylist())
+        return found
 
     def committed_usd(self, output: Path) -> Decimal:
         """By the ledgers of its runs."""
