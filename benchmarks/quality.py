@@ -53,6 +53,7 @@ _SHRINKAGE = 2.0  # imaginary questions in each cell of the lookup that show the
 class Lookup:
     """The mean of each (family, level) of the embedded pool's questions, told by their texts."""
 
+    shrinkage: float = _SHRINKAGE
     kind: ClassVar[str] = "lookup"
 
     def fit(self, outcomes: Outcomes, embeddings_MD: FloatArray, profiles: Profiles) -> FittedLookup:
@@ -68,8 +69,8 @@ class Lookup:
             rows.setdefault(cell_of.get(text), []).append(row)
         for cell, mine in rows.items():
             found.cells[cell] = tuple(
-                (np.nansum(values_MC[mine], axis=0) + _SHRINKAGE * mean_C)
-                / ((~np.isnan(values_MC[mine])).sum(axis=0) + _SHRINKAGE)
+                (np.nansum(values_MC[mine], axis=0) + self.shrinkage * mean_C)
+                / ((~np.isnan(values_MC[mine])).sum(axis=0) + self.shrinkage)
                 for values_MC, mean_C in (
                     (outcomes.accuracy, found.accuracy_C),
                     (outcomes.output_tokens, found.tokens_C),
