@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -44,6 +44,11 @@ class Kept:
             self._encoder = registry.build(self.spec, ENCODERS, "encoder")
         return self._encoder
 
+    @property
+    def dim(self) -> int:
+        """That of the encoder."""
+        return int(self.loaded.dim)
+
     def encode(self, texts: Sequence[str]) -> FloatArray:
         """(Q, D) as it was encoded before, or is now."""
         key = hashlib.blake2b("\0".join([str(self.spec), *texts]).encode(), digest_size=12).hexdigest()
@@ -64,12 +69,14 @@ def kept(name: str, folder: Path = OUT / "embeddings") -> Kept:
     return Kept(encoder_spec(json_or_name(name, "--encoder")), folder)
 
 
-def arguments(description: str, tables: Sequence[str], out: str) -> argparse.ArgumentParser:
+def arguments(
+    description: str, tables: Sequence[str], out: str, splits: int | None = 5
+) -> argparse.ArgumentParser:
     """The options that these benchmarks have in common."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the tables")
     parser.add_argument("--tables", nargs="+", default=list(tables))
-    parser.add_argument("--seeds", type=int, default=5, help="random splits")
+    parser.add_argument("--seeds", "--repeats", type=int, default=splits, help="random splits")
     parser.add_argument("--encoder", default=MINILM)
     parser.add_argument("--embeddings", type=Path, default=OUT / "embeddings", help="where they are kept")
     parser.add_argument("--dims", type=int, default=None, help="so many principal directions; none: all")
@@ -77,9 +84,9 @@ def arguments(description: str, tables: Sequence[str], out: str) -> argparse.Arg
     return parser
 
 
-def tables_of(options: argparse.Namespace, console: Console) -> list[tuple[str, Table]]:
-    """Those that are there, encoded; the others are named and passed over."""
-    encoder, found = kept(options.encoder, options.embeddings), []
+def tables_of(options: argparse.Namespace, console: Console) -> Iterator[tuple[str, Table]]:
+    """Those that are there, encoded, one by one; the others are named and passed over."""
+    encoder = kept(options.encoder, options.embeddings)
     for name in options.tables:
         path = (
             ROOT / "rtr_ray/embedded/outcomes.parquet"
@@ -90,8 +97,7 @@ def tables_of(options: argparse.Namespace, console: Console) -> list[tuple[str, 
             console.print(f"{name}: passed over, since {path.name} is not in {options.data}.", markup=False)
             continue
         table = Table.read(str(path), encoder)  # type: ignore[arg-type]
-        found.append((name, replace(table, embeddings=_narrow(table.embeddings, options.dims))))
-    return found
+        yield name, replace(table, embeddings=_narrow(table.embeddings, options.dims))
 
 
 def _narrow(embeddings_MD: FloatArray, dims: int | None) -> FloatArray:

@@ -6,7 +6,8 @@
 Nothing is known at first of the training queries of a split. A rule chooses cells, each costs what it
 was recorded to cost and gives one answer (right with the recorded share), and the rule chooses again;
 at each budget the estimator is fitted to what there is and scored on the test queries. Budgets are
-shares of what labelling every cell would cost. Writes benchmarks/out/active.json, and a picture beside it.
+shares of what labelling every cell would cost. Writes benchmarks/out/active.json, and a picture of each table
+beside it: what was reached against what was spent.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from rtr_ray.errors import DataError
 from rtr_ray.estimators.base import Estimator, Profiles, predicted
 from rtr_ray.quality.evaluate import Table, estimators_of
 from rtr_ray.quality.trial import Part, Trial, paid
+from rtr_ray.reports.chart import Axis, Chart, Line, Style
+from rtr_ray.reports.png import available, png
 from rtr_ray.types import FloatArray, Outcomes
 
 TABLES = ("renze_dense_2x4", "renze_dense_9models", EMBEDDED)
@@ -110,6 +113,7 @@ def simulated(
                 if found is not None:
                     facts = {"seed": seed, "rule": name, "share": share}
                     facts |= {"spent": labels.spent / whole, "cells": int(labels.bought_MC.sum())}
+                    facts |= {"cost": labels.spent}
                     rows.append(facts | {"over_hull": found.over_hull, "gap_closed": found.gap_closed})
     return rows
 
@@ -148,6 +152,35 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+_TITLES = {
+    "tempered": "active (tempered)",
+    "cells": "random cells",
+    "rows": "random rows",
+    "thrifty": "random, more of the cheap",
+}
+
+
+def picture(rows: Sequence[Mapping[str, Any]], title: str, style: Style) -> Chart:
+    """Points over the static hull against what was spent, a line for each rule; means over the splits."""
+    lines = []
+    for slot, rule in enumerate(dict.fromkeys(row["rule"] for row in rows)):
+        mine = [row for row in rows if row["rule"] == rule]
+        shares = sorted({row["share"] for row in mine})
+        points = [
+            tuple(
+                float(np.mean([scale * row[key] for row in mine if row["share"] == share]))
+                for key, scale in (("cost", 1.0), ("over_hull", 100.0))
+            )
+            for share in shares
+        ]
+        lines.append(Line(_TITLES.get(rule, rule), [(x, y) for x, y in points], slot))
+    places = [point for line in lines for point in line.points]
+    what = "dollars" if style == "usd" else "output tokens"
+    x = Axis.over(f"{what} spent on labels", [x for x, _ in places], style, log=True)
+    y = Axis.over("points of AIQ over the static hull", [y for _, y in places])
+    return Chart("active", title, x, y, lines)
+
+
 def main(given: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = arguments("Which labels to buy.", TABLES, "active.json")
@@ -171,6 +204,10 @@ def main(given: Sequence[str] | None = None) -> None:
         console.print(markdown(rows), markup=False, soft_wrap=True)
         found[name] = rows
         options.out.parent.mkdir(parents=True, exist_ok=True)
+        if available() and rows:
+            style: Style = "number" if np.isnan(table.whole.cost_usd).all() else "usd"
+            chart = picture(rows, f"What labels buy: {name}", style)
+            (options.out.parent / f"{options.out.stem}-{name}.png").write_bytes(png(chart))
         written = {**surroundings("numpy"), "estimator": options.estimator, "tables": found}
         options.out.write_text(json.dumps(written, indent=1))
 

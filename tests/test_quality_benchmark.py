@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import quality
+from benchmarks import active, quality
 from rtr_ray.embedded.questions import draw
 from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
 from tests.test_quality import outcomes_of
@@ -60,6 +60,24 @@ def test_every_table_that_is_there_is_measured_and_an_absent_one_is_named(
     assert "gone: passed over" in said
     assert "| `vocabulary` |" in said
     assert "| oracle, knows its luck |" in said
+    found = run(tmp_path, "--tables", "here", "--estimators", "prior", "linear", "--repeats", "2", "--add")
+    (report,) = found["tables"]  # type: ignore[misc]
+    counts = {one["name"]: one["repeats"] for one in report["routers"]}
+    assert counts == {"prior": 2, "linear": 2, "vocabulary": 1, RTR: 1}
+    quality.main(["--show", "--out", str(tmp_path / "quality.json")])
+    assert "| `vocabulary` | 1 |" in capsys.readouterr().out
+
+
+def test_what_labels_buy_is_drawn_as_a_line_for_each_rule() -> None:
+    rows = [
+        {"rule": rule, "share": share, "cost": share * (1 + seed), "over_hull": 0.01 * seed}
+        for rule in ("tempered", "rows")
+        for share in (0.5, 0.1)
+        for seed in (0, 1)
+    ]
+    chart = active.picture(rows, "labels", "usd")
+    assert [line.name for line in chart.marks] == ["active (tempered)", "random rows"]
+    assert chart.marks[0].points == [(pytest.approx(0.15), 0.5), (pytest.approx(0.75), 0.5)]
 
 
 def test_the_lookup_knows_the_family_and_level_of_a_shipped_question() -> None:

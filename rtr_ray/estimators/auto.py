@@ -26,20 +26,21 @@ MEMBERS: tuple[dict[str, Any], ...] = (
     {"kind": "linear"},
     {"kind": "kernel", "embedding": 1.0, "wording": 0.0},
     {"kind": "kernel", "embedding": 0.0, "wording": 0.5},
+    {"kind": "kernel", "embedding": 0.0, "wording": 0.5, "power": 1},
     {"kind": "kernel", "embedding": 0.5, "wording": 0.5},
     {"kind": "vocabulary"},
 )
-_MOST = 1.0
+_MOST = 1.5  # each member draws to the means by itself, so that the mean of them may say too little
 _SURE = 2.0  # standard errors: what the members say of a choice is used if it helped by so many
 _TOKEN_ROWS = 20  # so many rows' weight has the belief that tokens are predicted right
 
 
 @dataclass(frozen=True, slots=True)
 class Auto:
-    """The mean of its members, drawn towards each candidate's own mean.
+    """The mean of its members, as far from each candidate's own mean as is borne out.
 
     What the members say of a query falls into two parts: how hard it is for all candidates, and
-    for whom it is easier than that. Each part is multiplied by the factor in [0, 1] that fits best
+    for whom it is easier than that. Each part is multiplied by the factor in [0, 1.5] that fits best
     what happened to queries that the members had not seen; the second, which alone moves a choice,
     is dropped where it did not help by two standard errors. Then it is `prior`: no routing.
 
@@ -130,7 +131,7 @@ def _parts(apart_MC: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _factor(happened: FloatArray, told: FloatArray, seen: Any) -> tuple[float, float]:
-    """The factor in [0, 1] on what was told that fits best, and by how many standard errors it is above 0.
+    """The factor in [0, 1.5] on what was told that fits best, and by how many standard errors it is above 0.
 
     Cells of one query are no independent evidence: their products are added up first.
     """

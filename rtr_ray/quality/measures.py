@@ -116,6 +116,8 @@ class Yardstick:
             "by_dataset": by_dataset(self._rivals, scored, point),
             "fit_s": scored.fit_s,
             "predict_us_per_query": scored.predict_us_per_query,
+            "fit_cpu_s": scored.fit_cpu_s,
+            "predict_cpu_us_per_query": scored.predict_cpu_us_per_query,
             **({} if scored.estimate is None else self._predictions(scored, point)),
         }
 

@@ -53,6 +53,8 @@ class Scored:
     estimate: Estimate | None = None  # in the columns of the part
     fit_s: float = 0.0
     predict_us_per_query: float = 0.0
+    fit_cpu_s: float = 0.0  # of this process: what a busy machine does not change
+    predict_cpu_us_per_query: float = 0.0
 
     def means(self, weight_BQ: FloatArray) -> tuple[FloatArray, FloatArray]:
         """(B, L) mean cost and accuracy in B resamples, each query counted as often as its weight says."""
@@ -89,20 +91,20 @@ class Trial:
 
     def routed(self, name: str, estimator: Estimator) -> dict[str, Scored]:
         """Fit an estimator on the training part and let it choose on each of the others."""
-        began = time.perf_counter()
+        began = _now()
         fitted = estimator.fit(self.train, self.train_embeddings, self.profiles)
-        fit_s = time.perf_counter() - began
+        fit_s, fit_cpu_s = _now() - began
         found = {}
         for part_name, part in self.parts.items():
             if not len(part.embeddings):
                 continue
-            began = time.perf_counter()
+            began = _now()
             estimate = predicted(fitted, part.embeddings, part.outcomes.queries)
-            took = time.perf_counter() - began
+            took, took_cpu = 1e6 * (_now() - began) / len(part.embeddings)
             scored = self._scored(name, part, estimate)
             found[part_name] = Scored(
                 scored.name, scored.accuracy, scored.cost, scored.output_tokens, scored.choice,
-                estimate, fit_s, 1e6 * took / len(part.embeddings),
+                estimate, float(fit_s), float(took), float(fit_cpu_s), float(took_cpu),
             )  # fmt: skip
         return found
 
@@ -145,6 +147,11 @@ class Trial:
             for name in ("accuracy", "cost", "output_tokens")
         )
         return Scored("oracle", accuracy, cost, tokens, both[0].choice)
+
+
+def _now() -> FloatArray:
+    """Seconds by the clock, and those that this process had a core."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 def _taken(name: str, part: Part, choice_QL: IntArray) -> Scored:
