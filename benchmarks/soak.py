@@ -156,9 +156,10 @@ async def kill(
     """A model's replica and an ingress replica in turn."""
     rng = random.Random(seed)
     for turn in range(1000):
-        await asyncio.sleep(every_s if turn else every_s * 0.75)
-        if time.monotonic() > until - 30:
+        pause_s = every_s if turn else every_s * 0.75
+        if time.monotonic() + pause_s > until - 30:
             return
+        await asyncio.sleep(pause_s)
         here = processes(root)
         what = rng.choice(["nano", "small"]) if turn % 2 == ingress_first else "Ingress"
         victim = rng.choice(here[what])
