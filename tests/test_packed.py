@@ -105,6 +105,16 @@ def test_other_shapes_are_left_to_their_own_code(tmp_path: Path):
         assert packed(built(tmp_path / str(number), config)) is None
 
 
+def test_where_the_processor_has_no_fused_product_the_models_own_code_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refused(*_: Any) -> Any:
+        raise RuntimeError("bf16 path needs the cpu support avx512")
+
+    monkeypatch.setattr("rtr_ray.encoders.packed._linear", refused)
+    assert packed(built(tmp_path, BertConfig(**SMALL))) is None
+
+
 def test_a_model_that_does_more_than_its_shape_says_is_left_to_its_own_code(tmp_path: Path):
     model = built(tmp_path, BertConfig(**SMALL))
     model[0].auto_model.embeddings.dropout = torch.nn.Tanh()

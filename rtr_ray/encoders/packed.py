@@ -115,8 +115,8 @@ def packed(model: Any) -> PackedEncoder | None:
     """A sentence-transformers model's function without padding, where it is of a known shape.
 
     Returns:
-        None where the model's own code is to be used: another shape, another device, or results that
-        differ from the model's own on a few texts.
+        None where the model's own code is to be used: another shape, another device, a precision that the
+        processor has no fused product for, or results that differ from the model's own on a few texts.
     """
     if model.device.type != "cpu" or not _known(model):
         return None
@@ -124,7 +124,10 @@ def packed(model: Any) -> PackedEncoder | None:
     given = model.tokenizer(list(_PROBES), truncation=True, max_length=model.max_seq_length)["input_ids"]
     if any(len(ids) == 0 for ids in given):
         return None
-    found_QD = torch.from_numpy(made(given))
+    try:
+        found_QD = torch.from_numpy(made(given))
+    except RuntimeError:
+        return None
     with torch.inference_mode():
         for ids, row_D in zip(given, found_QD, strict=True):
             features = {
