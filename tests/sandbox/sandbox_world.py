@@ -32,6 +32,7 @@ class Box:
         self.isolation = ISOLATIONS[name]
         self.sandbox = Sandbox(self.isolation, concurrency=SLOTS)
         self._runner = runner
+        self._others = frozenset(sandbox_processes())  # of tests before, in this process
 
     def run(self, code: str, stdin: str = "", **options: Any) -> Execution:
         return self._runner.run(self.sandbox.run(code, stdin, **options))
@@ -63,7 +64,11 @@ class Box:
         launcher, zygote = self.processes()
         return eventually(lambda: children(zygote) == []) and (
             not everywhere
-            or eventually(lambda: {*sandbox_processes(mode=mode, filtering=filtering)} == {launcher, zygote})
+            or eventually(
+                lambda: (
+                    {*sandbox_processes(mode=mode, filtering=filtering)} - self._others == {launcher, zygote}
+                )
+            )
         )
 
     def works(self) -> bool:
