@@ -47,7 +47,7 @@ def minilm(batch_tokens: int = 8192, max_tokens: int | None = None) -> SentenceE
 def library() -> SentenceEncoder:
     """The same by the library's own code, as on a GPU."""
     encoder = SentenceEncoder(ENCODER["model"], dtype="float32", device="cpu")
-    encoder._loaded.extend((encoder._model(), None)[len(encoder._loaded) :])
+    encoder._whole.append(None)
     return encoder
 
 

@@ -34,6 +34,7 @@ class SentenceEncoder:
     max_tokens: int | None = None  # cut texts earlier than the model would
     kind: ClassVar[str] = "sentence"
     _loaded: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+    _whole: list[PackedEncoder | None] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -107,10 +108,11 @@ class SentenceEncoder:
         return self._loaded[0]
 
     def _packed(self) -> PackedEncoder | None:
-        if len(self._loaded) < 2:
-            self._loaded.append(packed(self._model()))
-        found: PackedEncoder | None = self._loaded[1]
-        return found
+        if (
+            not self._whole
+        ):  # a list of its own: threads that begin together load twice, and no more than that
+            self._whole.append(packed(self._model()))
+        return self._whole[0]
 
 
 def batches(counts: Sequence[int], most: int) -> Iterator[list[int]]:
