@@ -220,10 +220,14 @@ class Answerer:
             return outcome
         strategy = self.strategies[outcome.candidate.strategy]
         thinks = outcome.candidate.model in self.thinking
-        answers = await asyncio.gather(
-            *(self._read_sample(strategy, sample, thinks) for sample in outcome.samples)
+        reading = (self._read_sample(strategy, sample, thinks) for sample in outcome.samples)
+        # a task for each costs more than to read what is no program
+        together = strategy.answer == "program" and len(outcome.samples) > 1
+        answers = await asyncio.gather(*reading) if together else [await one for one in reading]
+        samples = tuple(
+            Sample(sample.text, sample.finish_reason, sample.output_tokens, answer)
+            for sample, answer in zip(outcome.samples, answers, strict=True)
         )
-        samples = tuple(replace(s, answer=a) for s, a in zip(outcome.samples, answers, strict=True))
         return replace(outcome, samples=samples, answer=SELECTORS[strategy.select](answers))
 
     async def _read_sample(self, strategy: Strategy, sample: Sample, thinks: bool) -> str | None:

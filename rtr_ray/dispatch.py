@@ -189,9 +189,11 @@ class Dispatcher:
             self._done.put_nowait(None)
 
     async def _next(self) -> Outcome | None:
+        if not self._starved:
+            return await self._done.get()
         # the budget may be freed by other dispatchers, of whom nobody tells us
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_STARVED_S if self._starved else None):
+            async with asyncio.timeout(_STARVED_S):
                 return await self._done.get()
         return None
 
@@ -345,10 +347,10 @@ class Dispatcher:
         """What a reply means: an outcome, or another attempt. In flight until that is decided."""
         key = reply.key
         if isinstance(reply, Outcome):
-            outcome = replace(reply, attempts=attempt.number)
+            outcome = reply if reply.attempts == attempt.number else replace(reply, attempts=attempt.number)
             if attempt.limit is not None and not self._extends:
                 outcome = replace(outcome, samples=tuple(map(_cut_by_budget, outcome.samples)))
-            if settlement(self.pool, outcome) is None:  # it failed, and nobody will settle it later
+            if outcome.usage is None and outcome.status != "answered":  # it has no `settlement`
                 await self._settle(Settlement(key, lost=outcome.status == "failed"))
             self._done.put_nowait(outcome)
         else:

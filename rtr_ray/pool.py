@@ -155,6 +155,7 @@ class Pool:
     models: Mapping[str, ModelSpec]
     strategies: Mapping[str, Strategy]
     excluded: frozenset[tuple[str, str]] = frozenset()  # (model, strategy)
+    _samplings: dict[Candidate, Sampling] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         for what, members in (("models", self.models), ("strategies", self.strategies)):
@@ -218,10 +219,16 @@ class Pool:
 
     def sampling(self, candidate: Candidate) -> Sampling:
         """How its answers are drawn: the strategy's settings, then the model's, then greedily."""
-        strategy, model = self.strategies[candidate.strategy], self.models[candidate.model]
-        return strategy.sampling.over(model.sampling).over(Sampling(temperature=0.0))
+        known = self._samplings.get(candidate)  # each of a million requests asks
+        if known is None:
+            strategy, model = self.strategies[candidate.strategy], self.models[candidate.model]
+            known = strategy.sampling.over(model.sampling).over(Sampling(temperature=0.0))
+            self._samplings[candidate] = known
+        return known
 
-    def request(self, query: Query, candidate: Candidate, sample: int = 0) -> Request:
+    def request(
+        self, query: Query, candidate: Candidate, sample: int = 0, expected_tokens: int | None = None
+    ) -> Request:
         """The call that puts a query to a candidate.
 
         Its `max_input_tokens` is a bound, not an estimate (see `input_bound`).
@@ -248,6 +255,7 @@ class Pool:
             stop=strategy.stop,
             chat_template_kwargs=model.chat_template_kwargs,
             sample=sample,
+            expected_tokens=expected_tokens,
         )
 
     def input_bound(self, messages: Sequence[Message], candidate: Candidate) -> int | None:

@@ -41,7 +41,7 @@ class Terms:
             DataError: If it is not the JSON of `to_json`.
         """
         if text is None:
-            return cls()
+            return NO_TERMS
         try:
             found = json.loads(text)
             names, most, predicted = (found.get(k) for k in ("candidates", "max_usd", "max_predicted_usd"))
@@ -109,6 +109,8 @@ class Terms:
 
     def applied(self, request: Request, pool: Pool) -> Request:
         """The request on these terms."""
+        if self is NO_TERMS and request.sampling.seed is None:
+            return request
         longest = request.max_tokens
         if self.max_tokens is not None:
             longest = self.max_tokens if self.own_length else min(longest, self.max_tokens)
@@ -121,6 +123,9 @@ class Terms:
         return replace(
             request, max_tokens=longest, sampling=sampling, stop=tuple((*request.stop, *self.stop))
         )
+
+
+NO_TERMS = Terms()
 
 
 def paid_tokens(price: Price, input_tokens: int, usd: Decimal, count: int = 1) -> int:

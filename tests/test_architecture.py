@@ -6,6 +6,7 @@ Each rule is a function from files to breaches of it: so it is tried on a tree t
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
 import sys
@@ -72,6 +73,21 @@ def name_of(file: Path, package: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def parsed(source: str) -> ast.Module:
+    """The syntax tree of a file.
+
+    CPython 3.11 counts the depth of a tree in a place that all threads share (its issue 106905): where the
+    collector runs something while a tree is built, another thread may build one as well, and either fails.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return ast.parse(source)
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def imports_of(source: str, inside: str = "") -> set[str]:
     """Full names of all that is imported anywhere in a file, functions and `if TYPE_CHECKING` included.
 
@@ -82,7 +98,7 @@ def imports_of(source: str, inside: str = "") -> set[str]:
         inside: The package that the file lies in, for imports that begin with a dot.
     """
     found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(parsed(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -162,7 +178,7 @@ def without_docstring(source: str) -> list[str]:
     """Public functions and classes of a module that say nothing of themselves."""
     public = [
         node
-        for node in ast.parse(source).body
+        for node in parsed(source).body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and node.name[0] != "_"
     ]
     return [node.name for node in public if not ast.get_docstring(node)]

@@ -23,6 +23,7 @@ from rtr_ray.distributed.cluster import (
     Needs,
     check_encoders,
     connected,
+    death,
     deployment_needs,
     encoder_needs,
     root,
@@ -145,15 +146,15 @@ def recorded_ending(folder: RunFolder) -> Iterator[None]:
         # the ledger's process, say, or the node that it was on; not what a task has raised
         if isinstance(error, RayError) and not isinstance(error, RayTaskError):
             error = ExecutionError(
-                f"A process of this run died on the cluster ({type(error).__name__}). What has been answered "
-                "is kept; the same command goes on."
+                f"A process of this run died on the cluster ({death(error)}). What has been answered is "
+                "kept; the same command goes on."
             )
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
         with suppress(StorageError, DataError):  # which may be what went wrong; or it is ours no longer
             folder.update(status=status, error=str(error)[:500] or type(error).__name__)
         if error is raised:
             raise
-        raise error from None
+        raise error from raised
     finally:
         folder.close()
 

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import math
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
 
 from rtr_ray.errors import PlacementError, RtrError
 from rtr_ray.pool import Deployment
@@ -21,6 +23,8 @@ REPLICA_CPUS = 0.1  # what the actor of a replica takes beside its engine
 DISPATCH_CPUS = 0.1  # a dispatch actor mostly waits
 LAUNCH_CPUS = 0.1  # the task that starts the engines
 TASK_CPUS = 1.0  # one task of Ray Data that reads, chooses or sums up
+_TOLD_CHARS = 300  # of what Ray says of a process that has died
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +210,14 @@ def root(error: BaseException) -> BaseException:
             cause = seen.__cause__ or seen.__context__
         seen = cause
     return error
+
+
+def death(error: RayError) -> str:
+    """Which process has died and why, in one line, as far as Ray says so."""
+    told = " ".join(_COLOUR.sub("", str(error)).split())
+    if len(told) > _TOLD_CHARS:  # a traceback: where and what stand at its ends
+        told = f"{told[: _TOLD_CHARS // 2]} ... {told[-_TOLD_CHARS // 2 :]}"
+    return f"{type(error).__name__}: {told.rstrip('.')}"
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -218,9 +218,9 @@ def open_requests(
     asked = enumerate(zip(queries(part), samples, longest, terms, strict=True))
     for row, ((query, candidate), sample, expected, own) in asked:
         if query.query_id not in moved and f"{query.query_id}|{candidate}|{sample}" not in done:
-            request = Terms.read(own).applied(pool.request(query, candidate, sample), pool)
+            request = Terms.read(own).applied(pool.request(query, candidate, sample, expected), pool)
             index[request.key] = row
-            yield replace(request, expected_tokens=expected)
+            yield request
 
 
 @dataclass(frozen=True, slots=True)
