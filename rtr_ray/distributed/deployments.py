@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.util import placement_group_table
 
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, replica_needs
@@ -240,6 +241,7 @@ class Watch:
         Raises:
             ExecutionError: If one has been broken for a while.
             PlacementError: If one has found no room for a while.
+            RayError: If Serve has not said anything for a while: while a node goes, a call may fail.
         """
         now = time.monotonic()
         if now - self._looked < _LOOK_EVERY_S:
@@ -248,7 +250,7 @@ class Watch:
         try:
             self.deployments.ready(self.group)
             self._wrong_since = None
-        except RtrError:
+        except (RtrError, RayError):
             if self._wrong_since is None:
                 self._wrong_since = now
             if now - self._wrong_since >= self.patience_s:

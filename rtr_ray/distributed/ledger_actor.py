@@ -303,8 +303,9 @@ def claim(output: str, budget_usd: Decimal | None, patience_s: float = _PATIENCE
 
 
 def _beside_the_driver() -> NodeAffinitySchedulingStrategy:
-    # an actor without CPUs lands anywhere: on a node that is taken away in the middle of a run, say
-    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # an actor without CPUs lands anywhere, on a node that is taken away in the middle of a run, say; and so
+    # does one with a soft affinity (three of four do, on a cluster of four nodes)
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def release(actor: Any, ours: bool = True) -> None:

@@ -24,6 +24,7 @@ import ray
 from ray import serve
 from ray.cluster_utils import Cluster
 
+from rtr_ray.distributed.ledger_actor import NAMESPACE, ledger_name
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.types import FloatArray
 from tests.distributed import engine
@@ -48,6 +49,12 @@ class PlaceTelling:
         if ray.is_initialized():
             (Path(self.folder) / ray.get_runtime_context().get_node_id()).touch()
         return HashEncoder(self.dim).encode(texts)
+
+
+def where(_: Any) -> str:
+    """The node that an actor is on; asked by `__ray_call__`."""
+    node: str = ray.get_runtime_context().get_node_id()
+    return node
 
 
 def main(folder: Path) -> dict[str, Any]:
@@ -77,9 +84,12 @@ def main(folder: Path) -> dict[str, Any]:
     for place in places.iterdir():  # of this process, which trained the router
         place.unlink()
     removed: list[float] = []
+    ledgers: list[str] = []  # the nodes that it is on
 
     def remove() -> None:
         engine.wait_for_lines(bench.meter, ROWS // 4)
+        ledger: Any = ray.get_actor(ledger_name(str(bench.output)), namespace=NAMESPACE)
+        ledgers.append(ray.get(ledger.__ray_call__.remote(where)))
         cluster.remove_node(homes[0], allow_graceful=False)
         removed.append(time.monotonic())
 
@@ -102,6 +112,7 @@ def main(folder: Path) -> dict[str, Any]:
         "paid": str(paid),
         "lost": found["calls"]["lost_worst_case_usd"],
         "sent_again": found["calls"]["sent_again"],
+        "ledger_beside_driver": ledgers == [ray.get_runtime_context().get_node_id()],
         "encoded_on_gpu_nodes_alone": {one.name for one in places.iterdir()} == {gpu.node_id},
     }
     ray.shutdown()

@@ -35,6 +35,7 @@ def test_a_node_that_is_taken_away_costs_no_row_and_no_dollar_that_is_not_told(t
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["removed"], "no node was taken away: the test shows nothing"
     assert found["encoded_on_gpu_nodes_alone"]
+    assert found["ledger_beside_driver"], "the ledger may go with a node that is not the driver's"
     assert found["rows"] == {"total": ROWS, "answered": ROWS, "failed": 0, "skipped_budget": 0}
     assert (found["notes"], found["most_results_of_a_row"]) == (ROWS, 1)
     assert found["sent_again"] > 0, "nothing was on its way to the node: the test shows nothing"
