@@ -30,9 +30,10 @@ from rtr_ray.storage import open_store, read_table
 from rtr_ray.summary import COLUMNS, Tally
 from rtr_ray.types import Candidate
 
-_POLL_S = 0.25
+_POLL_S, _LEAST_POLL_S = 0.25, 0.05
 _GRACE_S = 15.0  # for what is out when a job is told to stop; what takes longer is lost, and counted so
 _PATIENT_TRIES = 5  # to hear from the ledger
+_EARLY = 8  # actors at most that are started before it is known whether anything goes through them
 _TALLIED_TOGETHER = 64  # results parts that one task adds up
 
 
@@ -129,6 +130,13 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
         OpenAIExecutor(endpoint)
 
 
+def _pause(running: Sequence[Any]) -> None:
+    """Wait a moment, and no longer than until one of some calls has ended: its actor wants the next."""
+    time.sleep(_LEAST_POLL_S)
+    if running:
+        ray.wait(running, timeout=_POLL_S - _LEAST_POLL_S)
+
+
 @dataclass(slots=True)
 class Answering:
     """Everything that answering takes, for one run folder."""
@@ -149,6 +157,7 @@ class Answering:
     groups: list[list[Deployment]] = field(default_factory=list)
     rows_total: int | None = None
     stopping: threading.Event = field(default_factory=threading.Event)  # set: finish what is out, and leave
+    _early: dict[str, Crew] = field(default_factory=dict)  # by deployment; started before the engines are up
     _stopped_s: float | None = None
 
     @classmethod
@@ -189,6 +198,13 @@ class Answering:
         prepared.ledger = claim(folder.store.uri, budget_usd)
         return prepared
 
+    def start_dispatch(self) -> None:
+        """Begin to start what dispatches to the deployments, where all of them run together."""
+        if len(self.groups) == 1 and self.ledger is not None:
+            self._early = {d.id: Crew(self._work(d)) for d in self.groups[0][:_EARLY]}
+            for crew in self._early.values():
+                crew.start()
+
     def start(self, group: Sequence[Deployment]) -> None:
         """Begin to start deployments; does not wait."""
         if self.guard is None and not self.deployments.attached:
@@ -205,6 +221,7 @@ class Answering:
         """Take down whatever runs, at every ending; what cannot be is left to the guard."""
         gone = False
         try:
+            self._end_early()
             with self._told_while_stopping():
                 gone = self.deployments.stop(list(self.pool.deployments.values()))
         finally:
@@ -214,6 +231,11 @@ class Answering:
                 self.guard.stop(gone)
                 self.guard = None
             self._release()
+
+    def _end_early(self) -> None:
+        for crew in self._early.values():
+            crew.stop()
+        self._early.clear()
 
     def _rent(self) -> Rent:
         if self.rent is None:
@@ -312,7 +334,7 @@ class Answering:
                 stage.resumed = stage.done
                 watch = Watch(self.deployments, group)
                 while not self._step(group, crews, feed):
-                    time.sleep(_POLL_S)
+                    _pause([one for crew in crews.values() for one in crew.running])
                     watch.group = [d for d in group if d.id in crews]
                     watch.look()
                     self._show(stage, feed, expected)
@@ -326,18 +348,23 @@ class Answering:
         self.start(deployments)
         self.deployments.wait(deployments, self.screen)
         for deployment in deployments:
-            work = DispatchWork(
-                self.pool,
-                deployment,
-                None if deployment.endpoint is not None else self.deployments.handle(deployment),
-                self.folder.store.uri,
-                self.keys.dispatch,
-                self.keys.sandbox_keys,
-                self.grader,
-                self.ledger,
-                self.settings,
-            )
-            crews[deployment.id] = Crew(work)
+            crew = self._early.pop(deployment.id, None)
+            if crew is None or crew.work.ledger is not self.ledger:
+                crew = Crew(self._work(deployment))
+            crew.handle = None if deployment.endpoint is not None else self.deployments.handle(deployment)
+            crews[deployment.id] = crew
+
+    def _work(self, deployment: Deployment) -> DispatchWork:
+        return DispatchWork(
+            self.pool,
+            deployment,
+            self.folder.store.uri,
+            self.keys.dispatch,
+            self.keys.sandbox_keys,
+            self.grader,
+            self.ledger,
+            self.settings,
+        )
 
     def _step(self, group: Sequence[Deployment], crews: dict[str, Crew], feed: Feed) -> bool:
         """Hand out what there is to do; tells whether all is done."""

@@ -10,7 +10,8 @@ first by the policy on what is left, then each with its cheapest candidate.
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +28,33 @@ from rtr_ray.types import Candidate
 
 _AHEAD_SHARE = 1 / 8  # of all rows may be planned and not answered yet; else nothing is left to correct
 _AHEAD_LEAST = 64
+_AHEAD_S = 3.0  # of answering: what is planned and handed over meanwhile; engines may be fast
+_PACE_S = 8.0  # that the rate of answers is taken over: they become durable by the batch
 _ROUNDS = 3  # of rows that the budget did not reach
 
 _Expected = tuple[int, Candidate, float]
 """By which version a plan part was made, for whom, and what it was expected to cost, in dollars."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """How fast rows become durable."""
+
+    clock: Callable[[], float] = time.monotonic
+    _seen: deque[tuple[float, int]] = field(default_factory=deque)  # when, how many there were
+
+    def rows_per_s(self, rows: int) -> float:
+        """Of the last seconds; 0 before there are any.
+
+        Args:
+            rows: That are durable by now.
+        """
+        now = self.clock()
+        self._seen.append((now, rows))
+        while len(self._seen) > 2 and now - self._seen[1][0] >= _PACE_S:
+            self._seen.popleft()
+        since, before = self._seen[0]
+        return max(rows - before, 0) / (now - since) if now > since else 0.0
 
 
 @dataclass(slots=True)
@@ -49,6 +73,7 @@ class Autopilot:
     _ready: list[Part] = field(default_factory=list)  # to be given out
     _open: dict[str, _Expected] = field(default_factory=dict)  # by key
     _unread: dict[str, _Expected] = field(default_factory=dict)  # finished, not learned from; by short name
+    _pace: Pace = field(default_factory=Pace)
     _round: int = 0
     _answered: int = -1  # rows, at the beginning of the last round
     _over: bool = False
@@ -100,13 +125,15 @@ class Autopilot:
         for name in self.steering.learn():
             self._unread.pop(name, None)
         self._collect()
-        ahead = unfinished_rows + sum(part.rows for part in self._ready)
+        enough = self._enough(self._pace.rows_per_s(sum(snapshot.rows.values())))
+        about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
+        coming = about * len(self._planning)
+        ahead = unfinished_rows + sum(part.rows for part in self._ready) + coming
         left = self._left()
         if left:
-            waits = ahead >= self._enough() or self._planning or self._is_blind()
+            waits = ahead >= enough or self._is_blind(coming)
             if not waits and self._settled(left, unfinished_rows, snapshot):
-                about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
-                for one in left[: -(-(self._enough() - ahead) // about)]:
+                for one in left[: -(-(enough - ahead) // about)]:
                     self._plan(one)
         elif not (self._planning or self._ready or self._open or self._over):
             self._over = not self._another_round(snapshot)
@@ -116,16 +143,16 @@ class Autopilot:
         under_way = {one.number for one in self._planning.values()} | self._planned.keys()
         return [one for one in self.slices if one.number not in under_way]
 
-    def _enough(self) -> int:
+    def _enough(self, rows_per_s: float) -> int:
         """Rows that should be planned ahead of the answers."""
         most = max(int(_AHEAD_SHARE * self.steering.rows_total), _AHEAD_LEAST)
-        wanted = self.capacity + self.capacity // 4
+        wanted, soon = self.capacity + self.capacity // 4, int(rows_per_s * _AHEAD_S)
         # rows that nobody can take are planned, too: there may be no others
-        return max(min(wanted, most) if self.steering.budgeted else 2 * wanted, 1)
+        return max(min(max(wanted, soon), most) if self.steering.budgeted else max(2 * wanted, soon), 1)
 
-    def _is_blind(self) -> bool:
+    def _is_blind(self, coming: int) -> bool:
         """Whether too much is planned that nothing was learned of yet: engines may be faster than we."""
-        planned = sum(rows for one in self._planned.values() for _, rows in one.parts.values())
+        planned = coming + sum(rows for one in self._planned.values() for _, rows in one.parts.values())
         most = 2 * max(_AHEAD_SHARE * self.steering.rows_total, _AHEAD_LEAST)
         return self.steering.learns and planned - self.steering.rows_learned > most
 

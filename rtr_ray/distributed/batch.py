@@ -20,6 +20,7 @@ from rtr_ray.config import EncoderKeys
 from rtr_ray.distributed.answering import Answering, count_results, tally_results
 from rtr_ray.distributed.autopilot import Autopilot
 from rtr_ray.distributed.cluster import (
+    DISPATCH_CPUS,
     Needs,
     check_encoders,
     connected,
@@ -215,9 +216,11 @@ class _Run:
         answering = self._answering()
         try:
             planning = Planning(self.job, self.folder, self.screen)
-            if not planning.routed and self._fit_together(answering, resources):
-                # engines take longer to start than a small corpus to route
-                answering.start(answering.groups[0])
+            if self._fit_together(answering, resources):
+                answering.start_dispatch()
+                if not planning.routed and not self.job.file.cluster.serve_app:
+                    # engines take longer to start than a small corpus to route
+                    answering.start(answering.groups[0])
             plan = planning.plan()
             if retry_failed:
                 self._forget_failed()
@@ -271,9 +274,11 @@ class _Run:
         self.screen.say(f"{sum(ray.get(tasks)):,} failed rows are asked again.")
 
     def _fit_together(self, answering: Answering, resources: Mapping[str, float]) -> bool:
-        if self.job.file.cluster.serve_app:
-            return False
+        """Whether encoders, engines and what dispatches to them have room side by side."""
         needs = encoders_of(self.job.file.encoder)
+        if self.job.file.cluster.serve_app:  # its engines have their room already
+            needs += Needs(DISPATCH_CPUS * len(answering.groups[0]))
+            return needs.fits(ray.available_resources())
         for deployment in answering.groups[0]:
             needs += deployment_needs(deployment)
         return needs.fits(resources)

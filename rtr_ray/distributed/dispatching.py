@@ -60,7 +60,6 @@ class DispatchWork:
 
     pool: Pool
     deployment: Deployment
-    handle: tuple[str, str] | None  # deployment and application name; None for an endpoint
     output: str
     keys: DispatchKeys
     sandbox: SandboxKeys
@@ -81,9 +80,14 @@ class DispatchActor:
         self._running: list[Dispatcher] = []
         self._draining = False
 
-    async def answer(self, key: str) -> bool:
-        """Answer a plan part; tells whether all of it is durable now."""
-        work, tools = self._work, await self._opened()
+    async def answer(self, key: str, handle: tuple[str, str] | None) -> bool:
+        """Answer a plan part; tells whether all of it is durable now.
+
+        Args:
+            key: Of the part.
+            handle: Deployment and application name of the engine; None for an endpoint.
+        """
+        work, tools = self._work, await self._opened(handle)
         part = await asyncio.to_thread(read_table, self._store, key)
         name = part_name(key)
         # rows that a smaller budget skipped are tried again
@@ -138,10 +142,10 @@ class DispatchActor:
         for dispatcher in self._running:
             dispatcher.drain()
 
-    async def _opened(self) -> _Tools:
+    async def _opened(self, handle: tuple[str, str] | None) -> _Tools:
         async with self._opening:
             if self._tools is None:
-                self._tools = await _Tools.open(self._work)
+                self._tools = await _Tools.open(self._work, handle)
             return self._tools
 
 
@@ -154,7 +158,7 @@ class _Tools:
     grader: Grader | None
 
     @classmethod
-    async def open(cls, work: DispatchWork) -> _Tools:
+    async def open(cls, work: DispatchWork, handle: tuple[str, str] | None) -> _Tools:
         """Connect to the deployment; the sandbox starts with the first program."""
         sandbox = sandbox_of(work.sandbox)
         grader = None if work.grader is None else with_checker(work.grader, sandbox)
@@ -164,8 +168,8 @@ class _Tools:
 
             executor = OpenAIExecutor(work.deployment.endpoint)
         else:
-            assert work.handle is not None
-            executor = ServeExecutor(serve.get_deployment_handle(*work.handle))
+            assert handle is not None
+            executor = ServeExecutor(serve.get_deployment_handle(*handle))
         return cls(executor, Answerer(work.pool.strategies, runner(sandbox), work.pool.thinking), grader)
 
 
@@ -240,6 +244,7 @@ class Crew:
     """
 
     work: DispatchWork
+    handle: tuple[str, str] | None = None  # deployment and application name, once the engine is up
     waiting: deque[Part] = field(default_factory=deque)
     running: dict[Any, Part] = field(default_factory=dict)  # what Ray gives for a call -> its part
     _actor: Any = None
@@ -249,17 +254,22 @@ class Crew:
         """Of all parts that are not durable yet."""
         return sum(part.rows for part in (*self.waiting, *self.running.values()))
 
+    def start(self) -> None:
+        """Begin to start the actor: that takes seconds, and needs no engine."""
+        if self._actor is None:
+            self._actor = _RemoteDispatch.options(max_concurrency=_MOST_PARTS + 2).remote(self.work)
+
     def push(self) -> None:
         """Give the actor as many parts as keep the engine full."""
-        if self.waiting and self._actor is None:
-            self._actor = _RemoteDispatch.options(max_concurrency=_MOST_PARTS + 2).remote(self.work)
+        if self.waiting:
+            self.start()
         enough = 2 * most_in_flight(self.work.deployment, self.work.keys)
         while self.waiting and len(self.running) < _MOST_PARTS:
             sent = sum(part.rows for part in self.running.values())
             if len(self.running) >= _LEAST_PARTS and sent >= enough:
                 break
             part = self.waiting.popleft()
-            self.running[self._actor.answer.remote(part.key)] = part
+            self.running[self._actor.answer.remote(part.key, self.handle)] = part
 
     def finished(self) -> list[tuple[Part, bool]]:
         """The parts that have ended since, and whether all of their rows are durable.
