@@ -130,7 +130,7 @@ def check_endpoints(endpoints: Sequence[Endpoint]) -> None:
         OpenAIExecutor(endpoint)
 
 
-def _pause(running: Sequence[Any]) -> None:
+def _pause(running: list[Any]) -> None:
     """Wait a moment, and no longer than until one of some calls has ended: its actor wants the next."""
     time.sleep(_LEAST_POLL_S)
     if running:
