@@ -159,6 +159,7 @@ class Answering:
     stopping: threading.Event = field(default_factory=threading.Event)  # set: finish what is out, and leave
     _early: dict[str, Crew] = field(default_factory=dict)  # by deployment; started before the engines are up
     _stopped_s: float | None = None
+    _last: Snapshot | None = None  # of the ledger, as of the last look
 
     @classmethod
     def prepare(
@@ -307,9 +308,11 @@ class Answering:
         for _ in range(_PATIENT_TRIES - 1):
             with contextlib.suppress(ActorUnavailableError):
                 found: Snapshot = ray.get(self.ledger.snapshot.remote())
+                self._last = found
                 return found
             time.sleep(1.0)
         last: Snapshot = ray.get(self.ledger.snapshot.remote())
+        self._last = last
         return last
 
     def _rent_is_over_budget(self) -> bool:
@@ -337,7 +340,7 @@ class Answering:
                     _pause([one for crew in crews.values() for one in crew.running])
                     watch.group = [d for d in group if d.id in crews]
                     watch.look()
-                    self._show(stage, feed, expected)
+                    self._show(stage, feed, expected, self._last)
                 self._show(stage, feed, expected)
         finally:
             for crew in crews.values():
@@ -395,8 +398,10 @@ class Answering:
             crew.push()
         return feed.exhausted and not any(crew.rows for crew in crews.values())
 
-    def _show(self, stage: Stage, feed: Feed, expected_tokens: float | None) -> None:
-        snapshot: Snapshot = self._snapshot()
+    def _show(
+        self, stage: Stage, feed: Feed, expected_tokens: float | None, known: Snapshot | None = None
+    ) -> None:
+        snapshot = known or self._snapshot()
         balance = snapshot.balance
         plan = stage.total = self.rows_total
         stage.done = sum(snapshot.rows.values()) + feed.unrouted

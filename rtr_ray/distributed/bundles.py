@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncGenerator, Awaitable, Iterable
 from typing import TypeVar
 
 Made = TypeVar("Made")
 
-# a message costs a millisecond or so on either side; what one step of an engine ends comes within that time
-GATHER_S = 0.002
+# A message costs a millisecond or so on either side. What one step of an engine ends comes within the least
+# time; and answers that take seconds lose nothing by a small part of what they have taken already.
+GATHER_S, GATHER_SHARE, GATHER_MOST_S = 0.002, 1 / 20, 0.25
 
 
 async def bundles(
@@ -21,14 +24,15 @@ async def bundles(
 
     Args:
         work: All of it begins now.
-        gather_s: How long what has finished waits for company.
+        gather_s: How long what has finished waits for company at least; with time it is more, see
+            `GATHER_SHARE` and `GATHER_MOST_S`.
 
     Yields:
         The results that have come since, at least one.
     """
     ready: list[Made] = []
     raised: list[BaseException] = []
-    come = asyncio.Event()
+    come, complete = asyncio.Event(), asyncio.Event()  # one; all that are left, or an error
 
     async def run(one: Awaitable[Made]) -> None:
         try:
@@ -36,14 +40,19 @@ async def bundles(
         except Exception as error:
             raised.append(error)
         come.set()
+        if raised or len(ready) == left:
+            complete.set()
 
+    began_s = time.monotonic()
     tasks = [asyncio.create_task(run(one)) for one in work]
     left = len(tasks)
     try:
         while left:
             await come.wait()
-            if left > len(ready) and not raised:
-                await asyncio.sleep(gather_s)
+            waits_s = max(gather_s, min(GATHER_SHARE * (time.monotonic() - began_s), GATHER_MOST_S))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(waits_s):
+                    await complete.wait()
             come.clear()
             some = ready[:]
             ready.clear()

@@ -141,7 +141,7 @@ class Sink:
     async def _tick(self) -> None:
         while not self._ended.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), self.keys.commit_s / 4)
+                await asyncio.wait_for(self._ended.wait(), self.keys.commit_s / 2)
             await self._trim()
             if self._ready and time.monotonic() - self._since >= self.keys.commit_s:
                 try:

@@ -43,6 +43,21 @@ async def test_a_slow_one_does_not_hold_the_others_and_those_of_one_moment_come_
     assert got == [list(range(50)), [-1]]
 
 
+async def test_the_last_one_is_not_kept_waiting_for_company():
+    gate = asyncio.Event()
+
+    async def second() -> int:
+        await gate.wait()
+        return 2
+
+    async def first() -> int:
+        asyncio.get_running_loop().call_later(0.05, gate.set)
+        return 1
+
+    async with asyncio.timeout(30):  # nobody sleeps an hour
+        assert [some async for some in bundles([first(), second()], gather_s=3600)] == [[1, 2]]
+
+
 async def test_closed_early_it_ends_what_is_running():
     ended = []
 
