@@ -2,11 +2,13 @@
 
     python benchmarks/dispatch.py                # some 15 minutes; wants a quiet machine
     python benchmarks/dispatch.py --ways ours raw --rows 2000
+    python benchmarks/dispatch.py --ways ours raw --models small nano   # two at once, on the same cores
 
 puts the same prompts, with the same engine settings, to one replica of the embedded `small`: about the
 hardest case there is, since an answer takes it 10 ms. Ways, in turns:
 
-- `raw`: `vllm.LLM.chat` in a process of its own, all prompts in one call;
+- `raw`: `vllm.LLM.chat` in a process of its own, all prompts in one call; of several models a process
+  each, started at the same moment, and the time is that until the last has ended;
 - `ours`: `rtr-ray run` attached to a running replica, the seconds of its stage `answer`: plan parts in,
   dispatch, ledger, results written;
 - `processor`: `ray.data.llm` with `vLLMEngineProcessorConfig`; it starts an engine for each run, so that its
@@ -27,11 +29,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -53,7 +56,7 @@ from rtr_ray.screen import Screen
 from rtr_ray.types import Candidate, Query
 
 ROOT = Path(__file__).resolve().parents[1]
-CANDIDATE = Candidate("small", "cot")
+MODELS, STRATEGY = ("small",), "cot"
 PREFIX = "dispatch"
 WAYS = ("raw", "ours", "processor")
 TARGET = {"raw": 0.85, "processor": 1.0}
@@ -62,30 +65,38 @@ LABELS = ROOT / "rtr_ray" / "embedded" / "outcomes.parquet"
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What is asked, as each way wants it."""
+    """What is asked, as each way wants it. Of several models each gets its share of the questions."""
 
     folder: Path
     rows: int
+    models: tuple[str, ...] = MODELS
 
     @property
     def corpus(self) -> Path:
-        """The questions, for `rtr-ray run`."""
+        """The questions, for `rtr-ray run`; a column says which model is to answer."""
         return self.folder / "corpus.parquet"
 
-    @property
-    def chats(self) -> Path:
+    def chats(self, model: str) -> Path:
         """The conversations, for the others."""
-        return self.folder / "chats.json"
+        return self.folder / f"chats-{model}.json"
 
     def write(self) -> dict[str, Any]:
         """Draw the questions; gives the sampling settings that all ways use."""
         pool = load_pool("embedded")
         asked = draw("test", self.rows, seed=11)
-        pq.write_table(pa.table({"query": [one.query for one in asked]}), self.corpus, row_group_size=2_000)
-        requests = [pool.request(Query(str(i), one.query), CANDIDATE) for i, one in enumerate(asked)]
-        self.chats.write_text(json.dumps([[dict(m) for m in one.messages] for one in requests]))
-        first = requests[0]
-        return {"temperature": 0.0, "max_tokens": first.max_tokens, "stop": list(first.stop)}
+        mine = [self.models[row % len(self.models)] for row in range(len(asked))]
+        terms = [json.dumps({"candidates": [f"{model}:{STRATEGY}"]}) for model in mine]
+        table = pa.table({"query": [one.query for one in asked], "terms": terms})
+        pq.write_table(table, self.corpus, row_group_size=2_000)
+        found: dict[str, Any] = {}
+        for model in self.models:
+            candidate = Candidate(model, STRATEGY)
+            questions = [Query(str(i), one.query) for i, one in enumerate(asked) if mine[i] == model]
+            requests = [pool.request(one, candidate) for one in questions]
+            self.chats(model).write_text(json.dumps([[dict(m) for m in one.messages] for one in requests]))
+            first = requests[0]
+            found = {"temperature": 0.0, "max_tokens": first.max_tokens, "stop": list(first.stop)}
+        return found
 
 
 def settings_of(deployment: Deployment) -> dict[str, Any]:
@@ -94,11 +105,11 @@ def settings_of(deployment: Deployment) -> dict[str, Any]:
     return {name: value for name, value in deployment.engine.items() if name not in tools}
 
 
-def chat_forever(chats: Path, sampling: dict[str, Any]) -> None:
+def chat_forever(model: str, chats: Path, sampling: dict[str, Any]) -> None:
     """The raw way: loads the engine, then answers all prompts for each line that comes in."""
     from vllm import LLM, SamplingParams
 
-    deployment = load_pool("embedded").deployments[CANDIDATE.model]
+    deployment = load_pool("embedded").deployments[model]
     os.environ.update(deployment.env)
     engine = LLM(str(deployment.source), **settings_of(deployment))
     messages = json.loads(chats.read_text())
@@ -114,37 +125,62 @@ def chat_forever(chats: Path, sampling: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def raw_way(prompts: Prompts, sampling: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
-    """`vllm.LLM.chat` in a process of its own."""
-    environment = os.environ | load_pool("embedded").deployments[CANDIDATE.model].env
-    command = [sys.executable, __file__, "--raw", str(prompts.chats), json.dumps(sampling)]
+def raw_process(model: str, chats: Path, sampling: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
+    """`vllm.LLM.chat` in a process of its own, and of all below it; with the engine loaded."""
+    environment = os.environ | load_pool("embedded").deployments[model].env
+    command = [sys.executable, __file__, "--raw", model, str(chats), json.dumps(sampling)]
     process = subprocess.Popen(
         command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True,
     )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
+    below: list[psutil.Process] = []
     try:
+        assert process.stdout is not None
         for line in process.stdout:
             if line.strip() == "ready":
                 break
-
-        def turn() -> dict[str, Any]:
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-            for line in process.stdout:
-                if line.startswith("{"):
-                    found: dict[str, Any] = json.loads(line)
-                    return found
-            raise SystemExit("the raw engine ended")
-
-        yield turn
+        below = psutil.Process(process.pid).children(recursive=True)
+        yield process
     finally:
+        assert process.stdin is not None
         process.stdin.close()
         process.terminate()
         process.wait()
+        for one in below:  # an engine's processes outlive one that is ended
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+
+
+@contextlib.contextmanager
+def raw_way(prompts: Prompts, sampling: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """`vllm.LLM.chat`, of each model at the same time."""
+    with contextlib.ExitStack() as stack:
+        processes = [
+            stack.enter_context(raw_process(model, prompts.chats(model), sampling))
+            for model in prompts.models
+        ]
+
+        def turn() -> dict[str, Any]:
+            began_s = time.perf_counter()
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("go\n")
+                process.stdin.flush()
+            found = [answered(process) for process in processes]
+            took_s = found[0]["seconds"] if len(found) == 1 else time.perf_counter() - began_s
+            return {"seconds": took_s, "output_tokens": sum(one["output_tokens"] for one in found)}
+
+        yield turn
+
+
+def answered(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a raw process says when all is answered."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            found: dict[str, Any] = json.loads(line)
+            return found
+    raise SystemExit("the raw engine ended")
 
 
 @contextlib.contextmanager
@@ -158,20 +194,24 @@ def our_way(prompts: Prompts) -> Iterator[Callable[[], dict[str, Any]]]:
     encoder: Any = HashEncoder(32)
     train(pivot(read_long(str(LABELS)), pool.candidates), pool, encoder, Prior()).save(str(router))
     deployments = Deployments(PREFIX)
-    mine = [pool.deployments[CANDIDATE.model]]
+    mine = [pool.deployments[model] for model in prompts.models]
     screen = Screen(Console(file=(prompts.folder / "screen.log").open("w"), width=200))
     deployments.start(mine)
     deployments.wait(mine, screen)
     turns = iter(range(10**6))
+    columns = {"query": "query"}
+    policy: dict[str, Any] = {"kind": "fixed", "candidate": f"{prompts.models[0]}:{STRATEGY}"}
+    if len(prompts.models) > 1:  # each row says who answers it
+        columns, policy = columns | {"settings": "terms"}, {"kind": "score", "lam": 1.0}
 
     def turn() -> dict[str, Any]:
         file = JobFile.model_validate(
             {
                 "pool": "embedded",
                 "router": str(router),
-                "corpus": {"path": str(prompts.corpus)},
+                "corpus": {"path": str(prompts.corpus), "columns": columns},
                 "output": str(prompts.folder / f"run-{next(turns)}"),
-                "policy": {"kind": "fixed", "candidate": str(CANDIDATE)},
+                "policy": policy,
                 "encoder": {"num_cpus": 0.5},
                 "cluster": {"serve_app": PREFIX},
             }
@@ -191,7 +231,8 @@ def processor_way(prompts: Prompts, sampling: dict[str, Any]) -> Iterator[Callab
     import ray.data
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    deployment = load_pool("embedded").deployments[CANDIDATE.model]
+    (model,) = prompts.models
+    deployment = load_pool("embedded").deployments[model]
     config = vLLMEngineProcessorConfig(
         model_source=str(deployment.source),
         engine_kwargs=settings_of(deployment),
@@ -200,7 +241,7 @@ def processor_way(prompts: Prompts, sampling: dict[str, Any]) -> Iterator[Callab
         batch_size=64,
         concurrency=1,
     )
-    messages = json.loads(prompts.chats.read_text())
+    messages = json.loads(prompts.chats(model).read_text())
 
     def run(chats: list[Any]) -> tuple[float, int]:
         processor = build_processor(
@@ -220,7 +261,9 @@ def processor_way(prompts: Prompts, sampling: dict[str, Any]) -> Iterator[Callab
     yield turn
 
 
-def measure(ways: list[str], rows: int, rounds: int, console: Console) -> dict[str, Any]:
+def measure(
+    ways: list[str], models: Sequence[str], rows: int, rounds: int, console: Console
+) -> dict[str, Any]:
     """All ways in turns, on one cluster."""
     import ray
 
@@ -230,7 +273,7 @@ def measure(ways: list[str], rows: int, rounds: int, console: Console) -> dict[s
         cluster(cpus=8) as where,
         contextlib.ExitStack() as stack,
     ):
-        prompts = Prompts(Path(name), rows)
+        prompts = Prompts(Path(name), rows, tuple(models))
         sampling = prompts.write()
         ray.init(where.address, log_to_driver=False, logging_level="ERROR")
         opened = {
@@ -266,18 +309,21 @@ def figures_of(turns: dict[str, list[dict[str, Any]]], rows: int) -> dict[str, A
 def main() -> None:
     """The command line."""
     if sys.argv[1:2] == ["--raw"]:
-        chat_forever(Path(sys.argv[2]), json.loads(sys.argv[3]))
+        chat_forever(sys.argv[2], Path(sys.argv[3]), json.loads(sys.argv[4]))
         return
     parser = argparse.ArgumentParser(description="Measure dispatch on real engines.")
     parser.add_argument("--rows", type=int, default=2_000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--models", nargs="*", default=list(MODELS), help="that answer at the same time")
     parser.add_argument("--small", action="store_true", help="so few that it says whether it works, not more")
     parser.add_argument("--out", type=Path, default=OUT / "dispatch.json")
     options = parser.parse_args()
     console = Console()
     rows, rounds = (200, 1) if options.small else (options.rows, options.rounds)
-    found = measure(list(options.ways), rows, rounds, console)
+    if len(options.models) > 1 and "processor" in options.ways:
+        raise SystemExit("--models names several, and `processor` runs one: leave it out of --ways.")
+    found = measure(list(options.ways), options.models, rows, rounds, console)
     table = Table("way", "requests/s", "ours over it", "target")
     for way, rate in found["per_s"].items():
         share = found["ours_over"].get(way)

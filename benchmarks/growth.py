@@ -9,7 +9,7 @@ tables, choice, dispatch, ledger, results. Beside it, in the same session, Ray D
 nothing in between (`read_parquet(...).write_parquet(...)`). Told for each size: rows per second from end to
 end, of the routing stage and of the copy; the peak of what driver and workers hold for themselves (shared
 memory left out); objects written per 1,000 rows, each of which is a PUT in a bucket. Starting Ray and engines
-is not counted. Writes benchmarks/out/growth.json.
+is not counted. Writes benchmarks/out/growth.json and, of several sizes, growth.png: both against rows.
 """
 
 from __future__ import annotations
@@ -281,6 +281,29 @@ def printed(found: Sequence[Mapping[str, Any]], console: Console) -> None:
     )
 
 
+def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Time and memory against rows, both axes by powers of ten; straight and flat is what one wants."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    rows = [one["rows"] for one in found]
+    stages = {"route": "route", "plan": "plan", "answer": "answer", "copy": "copy (Ray Data alone)"}
+    for name, label in stages.items():
+        style = "--" if name == "copy" else "-"
+        left.loglog(rows, [one["seconds"][name] for one in found], style, marker="o", label=label)
+    left.set(title="seconds of a stage", xlabel="rows")
+    for kind in sorted({kind for one in found for kind in one["peak_mib"]}):
+        right.semilogx(rows, [one["peak_mib"].get(kind, math.nan) for one in found], marker="o", label=kind)
+    right.set(title="peak of memory held, MiB", xlabel="rows", ylim=(0, None))
+    for axes in (left, right):
+        axes.legend(fontsize="small")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=130)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Measure how a run grows.")
@@ -298,6 +321,8 @@ def main() -> None:
         ray.init(where.address, log_to_driver=False, logging_level="ERROR")
         found = measure(sizes, Path(name), where.address, console, where.head)
     printed(found, console)
+    if len(found) > 1:
+        draw(found, options.out.with_suffix(".png"))
     report(
         "growth",
         found[-1]["share_of_copy"],
