@@ -57,6 +57,23 @@ class Pace:
         return max(rows - before, 0) / (now - since) if now > since else 0.0
 
 
+def rows_ahead(capacity: int, rows_total: int, rows_per_s: float, budgeted: bool) -> int:
+    """How many rows should be planned ahead of the answers.
+
+    Args:
+        capacity: Requests that the engines hold at once.
+        rows_total: Of the corpus.
+        rows_per_s: That become durable.
+        budgeted: Whether answers correct what is planned later.
+    """
+    wanted, soon = capacity + capacity // 4, int(rows_per_s * _AHEAD_S)
+    if not budgeted:
+        return max(2 * wanted, soon, 1)
+    # rows that nobody can take are planned, too: there may be no others
+    most = max(int(_AHEAD_SHARE * rows_total), _AHEAD_LEAST)
+    return max(min(max(wanted, soon), most), 1)
+
+
 @dataclass(slots=True)
 class Autopilot:
     """Gives a run its plan parts; a `Feed`."""
@@ -125,7 +142,8 @@ class Autopilot:
         for name in self.steering.learn():
             self._unread.pop(name, None)
         self._collect()
-        enough = self._enough(self._pace.rows_per_s(sum(snapshot.rows.values())))
+        rows_per_s = self._pace.rows_per_s(sum(snapshot.rows.values()))
+        enough = rows_ahead(self.capacity, self.steering.rows_total, rows_per_s, self.steering.budgeted)
         about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
         coming = about * len(self._planning)
         ahead = unfinished_rows + sum(part.rows for part in self._ready) + coming
@@ -142,13 +160,6 @@ class Autopilot:
     def _left(self) -> list[Slice]:
         under_way = {one.number for one in self._planning.values()} | self._planned.keys()
         return [one for one in self.slices if one.number not in under_way]
-
-    def _enough(self, rows_per_s: float) -> int:
-        """Rows that should be planned ahead of the answers."""
-        most = max(int(_AHEAD_SHARE * self.steering.rows_total), _AHEAD_LEAST)
-        wanted, soon = self.capacity + self.capacity // 4, int(rows_per_s * _AHEAD_S)
-        # rows that nobody can take are planned, too: there may be no others
-        return max(min(max(wanted, soon), most) if self.steering.budgeted else max(2 * wanted, soon), 1)
 
     def _is_blind(self, coming: int) -> bool:
         """Whether too much is planned that nothing was learned of yet: engines may be faster than we."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from rtr_ray.config import load_pool
+from rtr_ray.distributed.autopilot import Pace, rows_ahead
 from rtr_ray.errors import BudgetError, ConfigError
 from rtr_ray.explanation import explain
 from rtr_ray.run_folder import RunFolder
@@ -31,6 +32,22 @@ def bench(tmp_path: Path, connected: Cluster) -> Workbench:
     bench.pool()
     bench.router()
     return bench
+
+
+def test_fast_engines_have_more_planned_for_them_but_never_what_answers_should_correct():
+    assert rows_ahead(256, 100_000, 0.0, budgeted=False) == 640
+    assert rows_ahead(256, 100_000, 50.0, budgeted=False) == 640
+    assert rows_ahead(256, 100_000, 4_000.0, budgeted=False) == 12_000
+    assert rows_ahead(256, 100_000, 0.0, budgeted=True) == 320
+    assert rows_ahead(256, 100_000, 4_000.0, budgeted=True) == 12_000
+    assert rows_ahead(256, 100_000, 40_000.0, budgeted=True) == 12_500
+    assert rows_ahead(256, 400, 0.0, budgeted=True) == 64
+
+
+def test_the_pace_is_that_of_the_last_seconds():
+    now = iter([0.0, 1.0, 2.0, 9.0, 17.0])
+    pace = Pace(lambda: next(now))
+    assert [pace.rows_per_s(rows) for rows in (100, 150, 300, 300, 1100)] == [0.0, 50.0, 100.0, 18.75, 100.0]
 
 
 def extremes(bench: Workbench) -> tuple[float, float]:
