@@ -67,6 +67,10 @@ class Feed(Protocol):
         """All rows of a part are durable."""
         ...
 
+    def abandon(self) -> None:
+        """Nothing more is wanted; nothing of it goes on."""
+        ...
+
 
 @dataclass(slots=True)
 class Given:
@@ -92,6 +96,9 @@ class Given:
 
     def finished(self, part: Part) -> None:
         """Nothing follows from it."""
+
+    def abandon(self) -> None:
+        """Nothing goes on by itself."""
 
 
 @ray.remote(num_cpus=1, max_retries=5)
@@ -331,6 +338,7 @@ class Answering:
         wanted = [d for d in group if d.id in feed.deployments]
         if wanted:
             self._up(wanted, crews)
+        self._end_early()  # nothing goes through the others
         try:
             with self.screen.stage("answer") as stage:
                 self._show(stage, feed, expected)
@@ -340,11 +348,12 @@ class Answering:
                     _pause([one for crew in crews.values() for one in crew.running])
                     watch.group = [d for d in group if d.id in crews]
                     watch.look()
-                    self._show(stage, feed, expected, self._last)
+                    self._show(stage, feed, expected, None if self.stopping.is_set() else self._last)
                 self._show(stage, feed, expected)
         finally:
             for crew in crews.values():
                 crew.stop()
+            feed.abandon()
 
     def _up(self, deployments: Sequence[Deployment], crews: dict[str, Crew]) -> None:
         """Start deployments, wait until they answer, and have a crew for each."""

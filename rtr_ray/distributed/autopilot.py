@@ -30,6 +30,7 @@ _AHEAD_SHARE = 1 / 8  # of all rows may be planned and not answered yet; else no
 _AHEAD_LEAST = 64
 _AHEAD_S = 3.0  # of answering: what is planned and handed over meanwhile; engines may be fast
 _PACE_S = 8.0  # that the rate of answers is taken over: they become durable by the batch
+_CANCEL_S = 10.0
 _ROUNDS = 3  # of rows that the budget did not reach
 
 _Expected = tuple[int, Candidate, float]
@@ -137,6 +138,14 @@ class Autopilot:
         self._over = True
         return self._given()
 
+    def abandon(self) -> None:
+        """Plan nothing more: who takes the run up again writes the same parts."""
+        for task in self._planning:
+            ray.cancel(task)
+        if self._planning:
+            ray.wait(list(self._planning), num_returns=len(self._planning), timeout=_CANCEL_S)
+        self._planning.clear()
+
     def more(self, unfinished_rows: int, snapshot: Snapshot) -> Sequence[Part]:
         """Plan as far ahead as the engines need it, by what has been learned so far."""
         for name in self.steering.learn():
@@ -172,7 +181,8 @@ class Autopilot:
         # what finished parts cost is with the ledger, but not yet with what was learned: as if they were open
         for version, candidate, usd in (*self._open.values(), *self._unread.values()):
             expected[version, candidate] = expected.get((version, candidate), 0.0) + usd
-        return self.steering.settled(left, expected, unfinished_rows, snapshot)
+        planning = bool(self._planning)
+        return self.steering.settled(left, expected, unfinished_rows, snapshot, planning)
 
     def _plan(self, one: Slice) -> None:
         steering = self.steering

@@ -216,9 +216,12 @@ class _Run:
         answering = self._answering()
         try:
             planning = Planning(self.job, self.folder, self.screen)
+            attached = bool(file.cluster.serve_app)
             if self._fit_together(answering, resources):
-                answering.start_dispatch()
-                if not planning.routed and not self.job.file.cluster.serve_app:
+                # on several nodes they could take the room of an engine that fits on one of them alone
+                if attached or sum(node["Alive"] for node in ray.nodes()) == 1:
+                    answering.start_dispatch()
+                if not planning.routed and not attached:
                     # engines take longer to start than a small corpus to route
                     answering.start(answering.groups[0])
             plan = planning.plan()

@@ -37,11 +37,15 @@ async def bundles(
     async def run(one: Awaitable[Made]) -> None:
         try:
             ready.append(await one)
+        except asyncio.CancelledError as error:
+            raised.append(error)
+            raise
         except Exception as error:
             raised.append(error)
-        come.set()
-        if raised or len(ready) == left:
-            complete.set()
+        finally:
+            come.set()
+            if raised or len(ready) == left:
+                complete.set()
 
     began_s = time.monotonic()
     tasks = [asyncio.create_task(run(one)) for one in work]
@@ -59,8 +63,10 @@ async def bundles(
             left -= len(some)
             if some:
                 yield some
-            if raised:
+            elif raised:
                 raise raised[0]
+            if raised:
+                come.set()  # the error comes next, after what came with it
     finally:
         for task in tasks:
             task.cancel()

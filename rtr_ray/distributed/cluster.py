@@ -217,7 +217,7 @@ def death(error: RayError) -> str:
     told = " ".join(_COLOUR.sub("", str(error)).split())
     if len(told) > _TOLD_CHARS:  # a traceback: where and what stand at its ends
         told = f"{told[: _TOLD_CHARS // 2]} ... {told[-_TOLD_CHARS // 2 :]}"
-    return f"{type(error).__name__}: {told.rstrip('.')}"
+    return f"{type(error).__name__}: {told.rstrip('.')}" if told else type(error).__name__
 
 
 @contextlib.contextmanager

@@ -101,6 +101,7 @@ class Steering:
         expected_usd: Mapping[tuple[int, Candidate], float],
         open_rows: int,
         now: Snapshot,
+        planning: bool = False,
     ) -> bool:
         """Whether slices may be planned by the version; else a better one is on its way.
 
@@ -110,6 +111,8 @@ class Steering:
                 version and candidate.
             open_rows: How many rows these parts have.
             now: The ledger.
+            planning: Whether other slices are being planned: what those promise is not known yet, and no
+                version is solved before it is.
         """
         if not self._sketches:
             if not self._due():
@@ -118,7 +121,8 @@ class Steering:
                 return False  # first what an earlier session has learned
             self._next = Corrections.of(self._seen) if self.steer else Corrections()
             self._sketches = sketching(self.folder.store.uri, left, self.pool, self.policy, self._next)
-        if len(ray.wait(self._sketches, num_returns=len(self._sketches), timeout=0)[0]) < len(self._sketches):
+        sketched, _ = ray.wait(self._sketches, num_returns=len(self._sketches), timeout=0)
+        if planning or len(sketched) < len(self._sketches):
             return False
         sketches, self._sketches = ray.get(self._sketches), []
         left_usd = self._left_usd(expected_usd, now) - self._kept_usd(open_rows)

@@ -11,8 +11,14 @@ import pytest
 
 from rtr_ray.config import load_pool
 from rtr_ray.distributed.autopilot import Pace, rows_ahead
+from rtr_ray.distributed.ledger_actor import Snapshot
+from rtr_ray.distributed.steering import Steering
 from rtr_ray.errors import BudgetError, ConfigError
 from rtr_ray.explanation import explain
+from rtr_ray.ledger import Balance
+from rtr_ray.parts import Version
+from rtr_ray.policies.base import fit
+from rtr_ray.policies.budget import Budget
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.storage import open_store
 from rtr_ray.types import Candidate
@@ -20,7 +26,7 @@ from tests.distributed.conftest import Cluster
 from tests.distributed.engine import metered
 from tests.distributed.test_batch import metered_usd
 from tests.distributed.workbench import Workbench, money
-from tests.fakes import pool_of
+from tests.fakes import pool_of, random_table
 
 pytestmark = pytest.mark.ray
 QUICK: dict[str, Any] = {"policy": {"kind": "budget"}, "grader": None}
@@ -48,6 +54,26 @@ def test_the_pace_is_that_of_the_last_seconds():
     now = iter([0.0, 1.0, 2.0, 9.0, 17.0])
     pace = Pace(lambda: next(now))
     assert [pace.rows_per_s(rows) for rows in (100, 150, 300, 300, 1100)] == [0.0, 50.0, 100.0, 18.75, 100.0]
+
+
+def test_no_version_is_solved_before_what_is_being_planned_is_known(tmp_path: Path, connected: Cluster):
+    import ray
+
+    policy, table = Budget(), random_table(3, queries=30)
+    folder, pool = RunFolder(open_store(str(tmp_path))), pool_of(map(str, table.candidates))
+    steering = Steering(
+        folder, pool, policy, Decimal("0.1"), 30, Version(fit(policy.within(0.1), [table])), stale=True
+    )
+    steering._sketches = [ray.put(policy.sketch(table))]  # a new solution is on its way
+    now = Snapshot(Balance(Decimal("0.1"), *[Decimal(0)] * 3, 0, 0, {}), {}, 0, 0)
+    assert not steering.settled([], {}, 0, now, planning=True)
+    assert (steering.version.number, folder.store.keys("policies/")) == (0, [])
+    promised = {(0, table.candidates[0]): 0.04}  # it has been planned since
+    assert steering.settled([], promised, 0, now)
+    assert steering.version.number == 1
+    written = folder.read_json("policies/000001.json")
+    assert written is not None
+    assert written["budget_usd"] == pytest.approx(0.06, abs=0.001)
 
 
 def extremes(bench: Workbench) -> tuple[float, float]:

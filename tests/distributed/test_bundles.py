@@ -84,3 +84,31 @@ async def test_what_one_raises_comes_after_the_results_before_it():
     assert await anext(found) == [1]
     with pytest.raises(ValueError, match="broken"):
         await anext(found)
+
+
+async def test_what_has_come_while_nobody_looked_is_given_before_the_error_that_came_with_it():
+    gate = asyncio.Event()
+
+    async def one() -> int:
+        await gate.wait()
+        return 1
+
+    async def broken() -> int:
+        await gate.wait()
+        raise ValueError("broken")
+
+    found = bundles([after(0, 0), one(), broken()])
+    assert await anext(found) == [0]
+    gate.set()
+    await after(5, 0)
+    assert await anext(found) == [1]
+    with pytest.raises(ValueError, match="broken"):
+        await anext(found)
+
+
+async def test_one_that_is_cancelled_from_elsewhere_ends_the_others_instead_of_keeping_them_waiting():
+    async def gone() -> int:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await anext(bundles([gone(), asyncio.Event().wait()]))

@@ -101,7 +101,8 @@ def test_a_plan_says_what_budgets_buy_and_the_run_goes_on_from_it(bench: Workben
     with bench.serving():
         found = bench.run(budget_usd="0.012", **BUDGET)  # another budget than was planned for
     assert found["rows"]["answered"] == 400
-    # in one slice of 400 rows little can follow what answers came to: test_autopilot.py asks for 97%
+    # the last of five slices is planned while others are being answered, on a busy machine before much is
+    # known (95.6% was seen); for a corpus of some size test_autopilot.py asks for 97%
     assert Decimal("0.9") * Decimal("0.012") <= Decimal(found["cost_usd"]["spent"]) <= Decimal("0.012")
     explain_rows(bench)
 
