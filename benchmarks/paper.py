@@ -467,7 +467,7 @@ _HEADS = {"cost_usd": "USD for 1,000", "aiq_over_hull": "AIQ over the hull", "ai
 
 
 def _by_dataset(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Accuracy in percent / output tokens of each router on each dataset."""
+    """Accuracy in percent / output tokens / dollars for 1,000 questions of each router on each dataset."""
     found = []
     for part in dict.fromkeys(row["part"] for row in rows):
         mine = [row for row in rows if row["part"] == part and row["by_dataset"]]
@@ -475,7 +475,10 @@ def _by_dataset(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         found += [f"| {part} | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
         for row in mine:
             cells = (row["by_dataset"][name] for name in names)
-            told = (f"{100 * cell['accuracy']:.1f} / {cell['output_tokens']:.0f}" for cell in cells)
+            told = (
+                f"{100 * cell['accuracy']:.1f} / {cell['output_tokens']:.0f} / {1000 * cell['cost_usd']:.3g}"
+                for cell in cells
+            )
             found.append(f"| {row['router']} | " + " | ".join(told) + " |")
         found.append("")
     return found
