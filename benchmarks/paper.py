@@ -21,8 +21,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,122 +28,26 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._paper_subject import ROUTERS, Subject, curve_of, height, hull, means
 from benchmarks._recorded import DATA, MINILM, OUT, ROOT, kept
 from benchmarks._surroundings import surroundings
 from benchmarks.quality import Lookup
 from rtr_ray import registry
-from rtr_ray.config import load_pool
-from rtr_ray.embedded.questions import draw
-from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
 from rtr_ray.estimators import KNOWN
 from rtr_ray.estimators.base import Profiles
 from rtr_ray.quality.breakdown import Rivals, by_dataset, operating_point
 from rtr_ray.quality.curves import Curve
-from rtr_ray.quality.evaluate import Table, columns
 from rtr_ray.quality.measures import auroc
 from rtr_ray.quality.scoring import choices, chosen
 from rtr_ray.quality.trial import LAMBDAS, Part, Scored, Trial
 from rtr_ray.reports.chart import Axis, Chart, Dots, Line
 from rtr_ray.reports.png import png
-from rtr_ray.router import embed_profiles
-from rtr_ray.types import Candidate, FloatArray
+from rtr_ray.types import FloatArray
 
 RENZE = DATA / "renze_dense_2x4.parquet"
 EMBEDDED = ROOT / "rtr_ray" / "embedded" / "outcomes.parquet"
-ROUTERS = ("prior", "knn", "linear", "rtr", "auto")
-PROFILES = {
-    "gpt-35-turbo": "gpt-3.5-turbo, a fast and cheap chat model; weak at long reasoning.",
-    "gpt-4": "GPT-4, a strong and dear chat model; good at reasoning, law, medicine and mathematics.",
-    "vanilla": "The answer alone, in a few tokens.",
-    "cot": "Chain of thought: step by step, then the answer.",
-    "cod": "Concise chain of thought: short steps, then the answer.",
-    "composite": "Persona, recitation, chain of thought and self-criticism; long answers.",
-}
 SIZES = (50, 100, 200, 400, 800, 1600)
 TOLERANCES = (25, 50, 100, 200, 400, 600)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A table of outcomes, one split of it, and what routers make of it."""
-
-    name: str
-    trial: Trial
-    routers: Sequence[str] = ROUTERS
-
-    @classmethod
-    def read(cls, name: str, path: Path, encoder: Any, routers: Sequence[str]) -> Subject:
-        """Read, encode, divide."""
-        table = Table.read(str(path), encoder)
-        if name == "embedded":
-            families = {q.query: q.family for q in draw("route", COUNT, SEED)}
-            names = tuple(families[query] for query in table.whole.queries)
-            table = replace(table, whole=replace(table.whole, datasets=names))
-            _, train_M, test_M = next(iter(table.splits(1)))
-        else:
-            train_M, test_M = table.train_M & ~table.ood_M, table.test_M & ~table.ood_M
-        parts = {"test": table.part(test_M)}
-        if table.ood_M.any():
-            parts["ood"] = table.part(table.ood_M)
-        candidates = table.whole.candidates
-        profiles = _profiles(name, candidates, encoder)
-        trial = Trial(table.whole.rows(train_M), table.embeddings[train_M], parts, profiles)
-        return cls(name, trial, routers)
-
-    @cached_property
-    def routed(self) -> dict[str, dict[str, Scored]]:
-        """Every router on every part."""
-        return {name: self.route(name) for name in self.routers}
-
-    def route(self, name: str) -> dict[str, Scored]:
-        """One router, fitted on the training questions."""
-        return self.trial.routed(name, registry.build({"kind": name}, KNOWN, "estimator"))
-
-    def only(self, keep: Callable[[Candidate], bool]) -> Subject:
-        """The same with some of the candidates."""
-        kept = np.flatnonzero([keep(c) for c in self.trial.train.candidates])
-        parts = {
-            name: Part(
-                columns(part.outcomes, kept),
-                part.halves and (columns(part.halves[0], kept), columns(part.halves[1], kept)),
-                part.embeddings,
-            )
-            for name, part in self.trial.parts.items()
-        }
-        train = columns(self.trial.train, kept)
-        return replace(self, trial=Trial(train, self.trial.train_embeddings, parts, self.trial.profiles))
-
-
-def _profiles(name: str, candidates: Sequence[Candidate], encoder: Any) -> Profiles:
-    if name == "embedded":
-        return embed_profiles(load_pool("embedded"), encoder, candidates)
-    models, strategies = (sorted({getattr(c, key) for c in candidates}) for key in ("model", "strategy"))
-    rows = encoder.encode([PROFILES[one] for one in (*models, *strategies)])
-    return Profiles(
-        dict(zip(models, rows, strict=False)), dict(zip(strategies, rows[len(models) :], strict=True))
-    )
-
-
-def means(scored: Scored) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """(L,) mean cost, accuracy and output tokens at each lambda."""
-    return tuple(np.nanmean(a, axis=0) for a in (scored.cost, scored.accuracy, scored.output_tokens))
-
-
-def curve_of(scored: Scored) -> Curve:
-    """The hull of a router's points."""
-    cost_L, accuracy_L, _ = means(scored)
-    return Curve.over(cost_L, accuracy_L)
-
-
-def height(subject: Subject, part: str, curve: Curve) -> float:
-    """AIQ: the mean height over the cost range of all candidates."""
-    cost_C = np.nanmean(subject.trial.parts[part].costs, axis=0)
-    return curve.height(float(cost_C.min()), float(cost_C.max()))
-
-
-def hull(subject: Subject, part: str) -> Curve:
-    """The best mixtures that look at no query."""
-    return curve_of(subject.trial.fixed(subject.trial.parts[part]))
 
 
 def tables_2_to_4(subject: Subject) -> list[dict[str, Any]]:
@@ -467,7 +369,7 @@ _HEADS = {"cost_usd": "USD for 1,000", "aiq_over_hull": "AIQ over the hull", "ai
 
 
 def _by_dataset(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Accuracy in percent / output tokens of each router on each dataset."""
+    """Accuracy in percent / output tokens / dollars for 1,000 questions of each router on each dataset."""
     found = []
     for part in dict.fromkeys(row["part"] for row in rows):
         mine = [row for row in rows if row["part"] == part and row["by_dataset"]]
@@ -475,7 +377,10 @@ def _by_dataset(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         found += [f"| {part} | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 1)]
         for row in mine:
             cells = (row["by_dataset"][name] for name in names)
-            told = (f"{100 * cell['accuracy']:.1f} / {cell['output_tokens']:.0f}" for cell in cells)
+            told = (
+                f"{100 * cell['accuracy']:.1f} / {cell['output_tokens']:.0f} / {1000 * cell['cost_usd']:.3g}"
+                for cell in cells
+            )
             found.append(f"| {row['router']} | " + " | ".join(told) + " |")
         found.append("")
     return found
@@ -504,7 +409,7 @@ def _cell(key: str, value: Any) -> str:
     return f"{value:.3f}"
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -513,7 +418,7 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", choices=["embedded", "renze"], default=["embedded", "renze"])
     parser.add_argument("--routers", nargs="+", choices=ROUTERS, default=list(ROUTERS))
     parser.add_argument("--out", type=Path, default=OUT / "paper.json")
-    options = parser.parse_args()
+    options = parser.parse_args(given)
     encoder = kept(MINILM)
     report: dict[str, Any] = {"name": "paper", "subjects": {}, **surroundings("numpy", "torch", "scipy")}
     for name, path in (("embedded", EMBEDDED), ("renze", RENZE)):

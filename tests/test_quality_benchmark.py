@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import active, quality
+from benchmarks import active, paper, quality
+from benchmarks._paper_subject import Subject
+from benchmarks._recorded import kept
 from rtr_ray.embedded.questions import draw
 from rtr_ray.embedded.shipped_outcomes import COUNT, SEED
 from tests.test_quality import outcomes_of
@@ -106,3 +108,32 @@ def test_recorded_outcomes_of_real_models_are_measured(tmp_path: Path) -> None:
     )
     found = json.loads(out.read_text())
     assert found["tables"][0]["n_ood"] > 0
+
+
+def test_the_papers_tables_tell_accuracy_tokens_and_dollars_of_each_dataset(tmp_path: Path) -> None:
+    """gpt-4 is always right, for ten times the dollars; gpt-3.5 never on the second exam."""
+    rows = [
+        {
+            "query_id": f"q{number}",
+            "query": f"a question of {('law', 'sums')[number % 2]}, number {number}",
+            "dataset": ("law", "sums")[number % 2],
+            "split": "test" if number % 5 == 0 else "train",
+            "model": model,
+            "strategy": strategy,
+            "correct": float(model == "gpt-4" or number % 2 == 0),
+            "input_tokens": 10,
+            "output_tokens": 20 if strategy == "vanilla" else 40,
+            "cost_usd": (0.001 if model == "gpt-4" else 0.0001) * (1 if strategy == "vanilla" else 2),
+        }
+        for number in range(60)
+        for model in ("gpt-35-turbo", "gpt-4")
+        for strategy in ("vanilla", "cot")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "renze.parquet")
+    subject = Subject.read("renze", tmp_path / "renze.parquet", kept(HASH, tmp_path), ("prior", "knn"))
+    found = {"tables2-4": paper.tables_2_to_4(subject), "figure6": paper.figure_6(subject)}
+    told = paper.markdown({"subjects": {"renze": found}})
+    assert "| test | law | sums |" in told
+    assert "| gpt-35-turbo:vanilla (cheapest) | 100.0 / 20 / 0.1 | 0.0 / 20 / 0.1 |" in told
+    assert "| oracle | 100.0 / 20 / 0.1 | 100.0 / 20 / 1 |" in told
+    assert "| prior | gpt-4:cot | 1.000 |" in told
