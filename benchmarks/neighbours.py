@@ -1,6 +1,6 @@
 """How fast a router of others decides, in an environment of its own, beside ours: prompts per second.
 
-    python benchmarks/neighbours.py              # installs RouteLLM into benchmarks/out/neighbours: minutes
+    python benchmarks/neighbours.py              # installs RouteLLM into .venv-neighbours: minutes
 
 `RouteLLM` 0.2.0 has one router that needs neither a key for somebody's embeddings nor a language model: its
 classifier (`BERTRouter`). Its weights lie on a hub; here it gets those of all-MiniLM-L6-v2 with a random
@@ -43,7 +43,7 @@ from rtr_ray.outcomes import pivot, read_long
 from rtr_ray.policies.score import FittedScore
 from rtr_ray.router import Router, train
 
-HOME = OUT / "neighbours"
+HOME = Path(__file__).resolve().parents[1] / ".venv-neighbours"
 PACKAGES = ("routellm==0.2.0", f"torch=={torch.__version__.partition('+')[0]}")
 LABELS = Path(__file__).resolve().parents[1] / "rtr_ray" / "embedded" / "outcomes.parquet"
 
