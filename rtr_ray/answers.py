@@ -224,10 +224,7 @@ class Answerer:
         # a task for each costs more than to read what is no program
         together = strategy.answer == "program" and len(outcome.samples) > 1
         answers = await asyncio.gather(*reading) if together else [await one for one in reading]
-        samples = tuple(
-            Sample(sample.text, sample.finish_reason, sample.output_tokens, answer)
-            for sample, answer in zip(outcome.samples, answers, strict=True)
-        )
+        samples = tuple(replace(s, answer=a) for s, a in zip(outcome.samples, answers, strict=True))
         return replace(outcome, samples=samples, answer=SELECTORS[strategy.select](answers))
 
     async def _read_sample(self, strategy: Strategy, sample: Sample, thinks: bool) -> str | None:

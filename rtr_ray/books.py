@@ -72,8 +72,15 @@ def _settlement(key: str, counts: tuple[Any, ...] | None, cost_usd: Decimal, los
     return Settlement(key, None if counts is None else Usage(*counts), cost_usd, lost)
 
 
+def is_open(outcome: Outcome) -> bool:
+    """Whether the reservation of a finished outcome is still held, until its `settlement`."""
+    return outcome.usage is not None or outcome.status == "answered"
+
+
 def settlement(pool: Pool, outcome: Outcome) -> Settlement | None:
     """How the reservation of a finished outcome ends; None where it holds none any more."""
+    if not is_open(outcome):
+        return None
     if outcome.usage is None:
-        return Settlement(outcome.key, lost=True) if outcome.status == "answered" else None
+        return Settlement(outcome.key, lost=True)
     return Settlement(outcome.key, outcome.usage, pool.cost_usd(outcome.candidate, outcome.usage))

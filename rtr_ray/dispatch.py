@@ -27,6 +27,7 @@ from decimal import Decimal
 from rtr_ray.books import Books as Books
 from rtr_ray.books import Reservation as Reservation
 from rtr_ray.books import Settlement as Settlement
+from rtr_ray.books import is_open
 from rtr_ray.books import settlement as settlement
 from rtr_ray.errors import ConfigError, RtrError, TransientError
 from rtr_ray.executors.base import Executor, ExtendingExecutor, Failure, Limit, Reply
@@ -350,7 +351,7 @@ class Dispatcher:
             outcome = reply if reply.attempts == attempt.number else replace(reply, attempts=attempt.number)
             if attempt.limit is not None and not self._extends:
                 outcome = replace(outcome, samples=tuple(map(_cut_by_budget, outcome.samples)))
-            if outcome.usage is None and outcome.status != "answered":  # it has no `settlement`
+            if not is_open(outcome):  # it failed, and nobody will settle it later
                 await self._settle(Settlement(key, lost=outcome.status == "failed"))
             self._done.put_nowait(outcome)
         else:

@@ -312,15 +312,16 @@ class Answering:
 
     def _snapshot(self) -> Snapshot:
         # on a machine that is very busy, or while a node goes, a call may fail though the ledger is well
-        for _ in range(_PATIENT_TRIES - 1):
-            with contextlib.suppress(ActorUnavailableError):
-                found: Snapshot = ray.get(self.ledger.snapshot.remote())
-                self._last = found
-                return found
-            time.sleep(1.0)
-        last: Snapshot = ray.get(self.ledger.snapshot.remote())
-        self._last = last
-        return last
+        for tries_left in reversed(range(_PATIENT_TRIES)):
+            try:
+                self._last = ray.get(self.ledger.snapshot.remote())
+                break
+            except ActorUnavailableError:
+                if not tries_left:
+                    raise
+                time.sleep(1.0)
+        assert self._last is not None
+        return self._last
 
     def _rent_is_over_budget(self) -> bool:
         """Whether the engines' time, perhaps with the tokens, has used up the budget; where that counts."""
@@ -360,9 +361,7 @@ class Answering:
         self.start(deployments)
         self.deployments.wait(deployments, self.screen)
         for deployment in deployments:
-            crew = self._early.pop(deployment.id, None)
-            if crew is None or crew.work.ledger is not self.ledger:
-                crew = Crew(self._work(deployment))
+            crew = self._early.pop(deployment.id, None) or Crew(self._work(deployment))
             crew.handle = None if deployment.endpoint is not None else self.deployments.handle(deployment)
             crews[deployment.id] = crew
 

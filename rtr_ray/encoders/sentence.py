@@ -108,9 +108,8 @@ class SentenceEncoder:
         return self._loaded[0]
 
     def _packed(self) -> PackedEncoder | None:
-        if (
-            not self._whole
-        ):  # a list of its own: threads that begin together load twice, and no more than that
+        # a list of its own: threads that begin together load twice, and no more than that
+        if not self._whole:
             self._whole.append(packed(self._model()))
         return self._whole[0]
 

@@ -87,9 +87,8 @@ def test_one_command_labels_trains_and_answers_and_all_dollars_add_up(bench: Wor
     assert again["cost_usd"]["total"] == cost["total"]
     # the texts tell who can answer them: routing pays, and it does
     assert found["routing"]["used"]
-    assert (
-        found["routing"]["points"] > 1
-    )  # 80 labels, of whatever rows came first, tell it within a few points
+    # 80 labels, of whatever rows came first, tell it within a few points
+    assert found["routing"]["points"] > 1
     least, most = found["routing"]["interval_90"]
     assert least < found["routing"]["points"] < most
     assert "Routing pays here." in said
