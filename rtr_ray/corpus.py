@@ -77,20 +77,44 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """A run of rows of one file that is read in one go."""
+class Extent:
+    """A run of rows of one file."""
 
     file: File
     first_row: int
     start: int = 0  # bytes (JSONL) or row groups (Parquet)
     end: int | None = None  # None: to the end of the file
     rows: int | None = None  # None: not known before reading
-    skip: int = 0  # rows behind `start` that belong to the splits before
+    skip: int = 0  # rows behind `start` that belong to the extents before
 
     @property
     def name(self) -> str:
         """A short name that is the same on every run, and another for other rows."""
         return stable_id(f"{self.file.relative}\0{self.end}\0{self.rows}", self.first_row)[:16]
+
+    @property
+    def bytes(self) -> int:
+        """Of its file, about: a Parquet file's are shared out by nobody, and count whole."""
+        return self.file.size if self.rows is not None or self.end is None else self.end - self.start
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """What one worker reads in one go: an extent, or several small ones one behind the other."""
+
+    extents: tuple[Extent, ...]
+
+    @property
+    def name(self) -> str:
+        """A short name that is the same on every run, and another for other rows."""
+        names = [extent.name for extent in self.extents]
+        return names[0] if len(names) == 1 else stable_id("\0".join(names), len(names))[:16]
+
+    @property
+    def rows(self) -> int | None:
+        """How many it has; None: not known before reading."""
+        found = [extent.rows for extent in self.extents]
+        return None if None in found else sum(rows or 0 for rows in found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

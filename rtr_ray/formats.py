@@ -1,4 +1,4 @@
-"""The file formats of a corpus: which columns there are, how a file is split, reading a split."""
+"""The file formats of a corpus: which columns there are, how a file is cut, reading a piece of it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from rtr_ray.corpus import ROW_ERROR, File, Split
+from rtr_ray.corpus import ROW_ERROR, Extent, File
 from rtr_ray.errors import DataError
 
 _SNIFFED_LINES = 1_000  # of a JSONL file, to find its columns and their types
 _CHUNK_BYTES = 1 << 20
-_PARQUET_BYTES = 8  # times those of a split of lines: columns that nobody reads here count as well
+_PARQUET_BYTES = 8  # times those of an extent of lines: columns that nobody reads here count as well
 _CSV_BLOCK_BYTES = 4 << 20  # a row cannot be longer
 _BOM = b"\xef\xbb\xbf"
 
@@ -29,28 +29,30 @@ class Format(Protocol):
         """The user's columns."""
         ...
 
-    def splits(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Split]:
-        """Splits of about so many rows or bytes; also finds out whether the file can be read."""
+    def extents(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Extent]:
+        """Extents of about so many rows or bytes; also finds out whether the file can be read."""
         ...
 
-    def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    def read(
+        self, system: pafs.FileSystem, extent: Extent, schema: pa.Schema, rows: int
+    ) -> Iterator[pa.Table]:
         """The rows in blocks of at most `rows`, in order, under `schema` and a column `_row_error`."""
         ...
 
 
 class Parquet:
-    """Splits are runs of row groups, or pieces of a large one."""
+    """Extents are runs of row groups, or pieces of a large one."""
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
         """As the footer has it."""
         with system.open_input_file(file.path) as source:
             return pq.read_schema(source).remove_metadata()
 
-    def splits(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Split]:
+    def extents(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Extent]:
         """From the footer alone."""
         with system.open_input_file(file.path) as source:
             footer = pq.ParquetFile(source).metadata
-        found: list[Split] = []
+        found: list[Extent] = []
         start, first, count, size = 0, 0, 0, 0
         most = _PARQUET_BYTES * bytes
         for group in range(footer.num_row_groups + 1):
@@ -59,20 +61,22 @@ class Parquet:
             if count and (last or count >= rows or size + more > most):
                 few = max(1, count * most // max(size, 1))
                 for skip, piece in _pieces(count, min(rows, few)):
-                    found.append(Split(file, first + skip, start, group, piece, skip))
+                    found.append(Extent(file, first + skip, start, group, piece, skip))
                 start, first, count, size = group, first + count, 0, 0
             if not last:
                 count += footer.row_group(group).num_rows
                 size += more
         return found
 
-    def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    def read(
+        self, system: pafs.FileSystem, extent: Extent, schema: pa.Schema, rows: int
+    ) -> Iterator[pa.Table]:
         """Streamed: a large row group is never whole in memory as Arrow."""
-        assert split.end is not None
-        with system.open_input_file(split.file.path) as source:
-            groups = list(range(split.start, split.end))
+        assert extent.end is not None
+        with system.open_input_file(extent.file.path) as source:
+            groups = list(range(extent.start, extent.end))
             batches = pq.ParquetFile(source).iter_batches(batch_size=rows, row_groups=groups)
-            for table in _window(map(_table, batches), split):
+            for table in _window(map(_table, batches), extent):
                 columns = [
                     _cast(table[field.name], field)
                     if field.name in table.column_names
@@ -84,7 +88,7 @@ class Parquet:
 
 
 class Jsonl:
-    """One JSON object a line. Splits are runs of bytes; a line belongs where its first byte lies."""
+    """One JSON object a line. Extents are runs of bytes; a line belongs where its first byte lies."""
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
         """From the first lines: bool, int64, float64 or text; nested values are kept as JSON text.
@@ -101,24 +105,26 @@ class Jsonl:
                 types[name] = _unified(types.get(name, pa.null()), _type_of(item))
         return pa.schema([(n, pa.string() if pa.types.is_null(t) else t) for n, t in types.items()])
 
-    def splits(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Split]:
-        """One split, unless the file is larger than `bytes`: then its lines are counted first."""
+    def extents(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Extent]:
+        """One extent, unless the file is larger than `bytes`: then its lines are counted first."""
         if file.size == 0:
             return []
         if file.size <= bytes or _compressed(file):
-            return [Split(file, 0)]
+            return [Extent(file, 0)]
         found, first = [], 0
         for start in range(0, file.size, bytes):
             end = min(start + bytes, file.size)
-            found.append(Split(file, first, start, end))
+            found.append(Extent(file, first, start, end))
             first += _count_lines(system, file, start, end)
         return found
 
-    def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    def read(
+        self, system: pafs.FileSystem, extent: Extent, schema: pa.Schema, rows: int
+    ) -> Iterator[pa.Table]:
         """A line that is not a JSON object becomes a row with the reason."""
         values: list[dict[str, Any] | None] = []
         errors: list[str | None] = []
-        for line in _lines(system, split.file, split.start, split.end):
+        for line in _lines(system, extent.file, extent.start, extent.end):
             value, error = _json_object(line)
             values.append(value)
             errors.append(error)
@@ -132,25 +138,27 @@ class Jsonl:
 class Csv:
     """Comma- or tab-separated with a header. Values stay text, as they are written.
 
-    A quoted value may hold newlines, so each split is found by reading from the beginning.
+    A quoted value may hold newlines, so each extent is found by reading from the beginning.
     """
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
         """The header."""
         return pa.schema([(name, pa.string()) for name in self._header(system, file)])
 
-    def splits(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Split]:
+    def extents(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Extent]:
         """Reads the whole file: a row with too many fields shows only then."""
         if file.size == 0:
             return []
         names = self._header(system, file)
         count = sum(batch.num_rows for batch in self._reader(system, file, names))
-        return [Split(file, skip, rows=size, skip=skip) for skip, size in _pieces(count, rows)]
+        return [Extent(file, skip, rows=size, skip=skip) for skip, size in _pieces(count, rows)]
 
-    def read(self, system: pafs.FileSystem, split: Split, schema: pa.Schema, rows: int) -> Iterator[pa.Table]:
+    def read(
+        self, system: pafs.FileSystem, extent: Extent, schema: pa.Schema, rows: int
+    ) -> Iterator[pa.Table]:
         """A value that is not UTF-8 makes its row unusable; what can be read of it is kept."""
-        names = self._header(system, split.file)
-        for table in _window(map(_table, self._reader(system, split.file, names)), split):
+        names = self._header(system, extent.file)
+        for table in _window(map(_table, self._reader(system, extent.file, names)), extent):
             for start in range(0, table.num_rows, rows):
                 part = table.slice(start, rows)
                 errors: list[str | None] = [None] * part.num_rows
@@ -217,12 +225,12 @@ def _pieces(count: int, rows: int) -> Iterator[tuple[int, int]]:
             yield begin, end - begin
 
 
-def _window(tables: Iterable[pa.Table], split: Split) -> Iterator[pa.Table]:
-    """The rows of a split out of all that lie between its start and end."""
+def _window(tables: Iterable[pa.Table], extent: Extent) -> Iterator[pa.Table]:
+    """The rows of an extent out of all that lie between its start and end."""
     position = 0
-    stop = None if split.rows is None else split.skip + split.rows
+    stop = None if extent.rows is None else extent.skip + extent.rows
     for table in tables:
-        low = max(split.skip - position, 0)
+        low = max(extent.skip - position, 0)
         high = len(table) if stop is None else min(stop - position, len(table))
         if high > low:
             yield table.slice(low, high - low)
@@ -244,7 +252,7 @@ def _lines(system: pafs.FileSystem, file: File, start: int, end: int | None) -> 
         source.seek(start - 1)
     with source:
         position, rest = max(start - 1, 0), b""
-        skipping = start > 0  # up to the newline that ends the line of the split before
+        skipping = start > 0  # up to the newline that ends the line of the extent before
         while chunk := source.read(_CHUNK_BYTES):
             if position == 0 and not rest and chunk.startswith(_BOM):
                 chunk, position = chunk[len(_BOM) :], len(_BOM)

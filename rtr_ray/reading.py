@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,6 +20,7 @@ from rtr_ray.corpus import (
     TEXT,
     Columns,
     Corpus,
+    Extent,
     File,
     Split,
     check_columns,
@@ -33,8 +35,14 @@ from rtr_ray.corpus import (
 from rtr_ray.errors import DataError
 from rtr_ray.formats import READERS, Format, is_openai_batch
 
+A = TypeVar("A")
+B = TypeVar("B")
 _SNIFFED_FILES = 20
 _LEAST_ROWS, _LEAST_BYTES = 64, 16 << 10  # of a split: below, a worker has more trouble than work
+_SMALL = 16  # extents of so small a share of a split are read several to one split
+_MOST_FILES = 1_000  # of a split: each is opened for itself
+_AT_ONCE = 16  # files that are opened at the same time: a bucket takes its time for each
+_LOOKED_AT = 256  # files whose footers are waited for together
 
 
 def open_corpus(
@@ -72,44 +80,85 @@ def open_corpus(
         columns = replace(columns, id=columns.id or "custom_id", messages="body")
     reader = READERS[kind]
     kept: list[File] = []
-    splits: list[Split] = []
+    extents: list[Extent] = []
     schema: pa.Schema | None = None
     set_aside: dict[str, str] = {}
-    for number, file in enumerate(files):
+
+    def look(file: File, sniff: bool) -> tuple[pa.Schema | None, list[Extent], Exception | None]:
         try:
-            if schema is None or kind != "jsonl" or number < _SNIFFED_FILES:
-                found = reader.schema(system, file)
-                if file.size and len(found):
-                    check_columns(found.names, columns, file)
-                    schema = found if schema is None else _joined(schema, found, file)
-            splits += reader.splits(system, file, split_rows, split_bytes)
-            kept.append(file)
+            found = reader.schema(system, file) if sniff else None
+            return found, reader.extents(system, file, split_rows, split_bytes), None
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            return None, [], error
+
+    def begin(number: int) -> tuple[pa.Schema | None, list[Extent], Exception | None]:
+        return look(files[number], kind != "jsonl" or number < _SNIFFED_FILES)
+
+    for file, (found, more, error) in zip(files, _together(begin, range(len(files))), strict=True):
+        if schema is None and found is None and error is None:  # of lines, and no file before had one
+            found, more, error = look(file, True)
+        if error is not None:
             if unreadable == "refuse":
                 raise reading_error(file, error) from error
             set_aside[file.relative] = first_line(error)
-    if schema is None or not any(split.rows is None or split.rows > 0 for split in splits):
+            continue
+        if found is not None and file.size and len(found):
+            check_columns(found.names, columns, file)
+            schema = found if schema is None else _joined(schema, found, file)
+        extents += more
+        kept.append(file)
+    if schema is None or not any(extent.rows is None or extent.rows > 0 for extent in extents):
         raise DataError(
             f"The corpus {uri} is empty: {len(files)} file(s) without a row"
             + (f", {len(set_aside)} of them unreadable." if set_aside else ".")
         )
     corpus = Corpus(uri, tuple(kept), kind, columns, schema, result_names(schema.names, columns), set_aside)
-    rows, size = sum(split.rows or 0 for split in splits), sum(file.size for file in kept)
-    if len(splits) < least_splits and (rows > _LEAST_ROWS or size > _LEAST_BYTES):
+    rows, size = sum(extent.rows or 0 for extent in extents), sum(file.size for file in kept)
+    if len(extents) < least_splits and (rows > _LEAST_ROWS or size > _LEAST_BYTES):
         few_rows = max(_LEAST_ROWS, rows // least_splits)
         few_bytes = max(_LEAST_BYTES, size // least_splits)
-        splits = [one for file in kept for one in split_file(reader, system, file, few_rows, few_bytes)]
-    return corpus, tuple(splits)
+        extents = [one for file in kept for one in cut_file(reader, system, file, few_rows, few_bytes)]
+    files_each = min(_MOST_FILES, max(1, len(extents) // least_splits))
+    return corpus, tuple(_packed(extents, split_rows // _SMALL, split_bytes // _SMALL, files_each))
 
 
-def split_file(reader: Format, system: pafs.FileSystem, file: File, rows: int, size: int) -> list[Split]:
-    """A file's splits, of so many rows and bytes at most.
+def _packed(extents: Sequence[Extent], rows: int, size: int, files: int) -> Iterator[Split]:
+    """The extents in their order, those that are small several to a split: a file costs more than a row.
+
+    Args:
+        extents: Of all files.
+        rows: That a split of several has at most.
+        size: Its bytes at most.
+        files: Its extents at most.
+    """
+    held: list[Extent] = []
+    held_rows = held_bytes = 0
+    for extent in extents:
+        held_rows += extent.rows or 0
+        held_bytes += extent.bytes
+        if held and (len(held) >= files or held_rows > rows or held_bytes > size):
+            yield Split(tuple(held))
+            held, held_rows, held_bytes = [], extent.rows or 0, extent.bytes
+        held.append(extent)
+    if held:
+        yield Split(tuple(held))
+
+
+def _together(work: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
+    """What comes of the items, in their order, several at the same time; none far ahead of who asks."""
+    with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(items)))) as threads:
+        for begin in range(0, len(items), _LOOKED_AT):
+            yield from threads.map(work, items[begin : begin + _LOOKED_AT])
+
+
+def cut_file(reader: Format, system: pafs.FileSystem, file: File, rows: int, size: int) -> list[Extent]:
+    """A file's extents, of so many rows and bytes at most.
 
     Raises:
         DataError: If it cannot be read.
     """
     try:
-        return reader.splits(system, file, rows, size)
+        return reader.extents(system, file, rows, size)
     except (pa.ArrowException, OSError) as error:
         raise reading_error(file, error) from error
 
@@ -158,14 +207,31 @@ def read_split(corpus: Corpus, split: Split, rows: int) -> Iterator[pa.Table]:
     Raises:
         DataError: If the file cannot be read after all.
     """
+    if len(split.extents) == 1:
+        yield from _read(corpus, split.extents[0], rows)
+        return
+    held: list[pa.Table] = []
+    count = 0
+    for blocks in _together(lambda extent: list(_read(corpus, extent, rows)), split.extents):
+        for block in blocks:
+            if held and count + len(block) > rows:
+                yield pa.concat_tables(held).combine_chunks()
+                held, count = [], 0
+            held.append(block)
+            count += len(block)
+    if held:
+        yield pa.concat_tables(held).combine_chunks()
+
+
+def _read(corpus: Corpus, extent: Extent, rows: int) -> Iterator[pa.Table]:
     system, _ = filesystem(corpus.uri)
-    row = split.first_row
+    row = extent.first_row
     try:
-        for block in READERS[corpus.format].read(system, split, corpus.schema, rows):
-            yield _prepared(corpus, split.file, row, block)
+        for block in READERS[corpus.format].read(system, extent, corpus.schema, rows):
+            yield _prepared(corpus, extent.file, row, block)
             row += block.num_rows
     except (pa.ArrowException, OSError) as error:
-        raise reading_error(split.file, error) from error
+        raise reading_error(extent.file, error) from error
 
 
 def _prepared(corpus: Corpus, file: File, first_row: int, block: pa.Table) -> pa.Table:

@@ -11,8 +11,8 @@ from rtr_ray.corpus import (
     WORKING,
     Columns,
     Corpus,
+    Extent,
     File,
-    Split,
     check_columns,
     first_line,
     last_user_text,
@@ -175,9 +175,14 @@ def test_the_id_of_a_row_is_the_same_on_every_run():
 
 
 def test_splits_of_other_rows_have_other_names():
-    splits = [Split(FILE, 0, 0, 50), Split(FILE, 5, 50, 60), Split(FILE, 5, 60, 99), Split(FILE, 0, rows=5)]
+    splits = [
+        Extent(FILE, 0, 0, 50),
+        Extent(FILE, 5, 50, 60),
+        Extent(FILE, 5, 60, 99),
+        Extent(FILE, 0, rows=5),
+    ]
     assert len({split.name for split in splits}) == len(splits)
-    assert Split(FILE, 0, 0, 50).name == splits[0].name
+    assert Extent(FILE, 0, 0, 50).name == splits[0].name
 
 
 def test_a_name_that_the_results_need_is_kept_under_another():

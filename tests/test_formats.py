@@ -34,7 +34,7 @@ def read(path: Path, rows: int = WHOLE, bytes: int = WHOLE, block: int = 1000) -
     reader = READERS[file.format]
     schema = reader.schema(system, file)
     found, position = [], 0
-    for split in reader.splits(system, file, rows, bytes):
+    for split in reader.extents(system, file, rows, bytes):
         assert split.first_row == position
         tables = list(reader.read(system, split, schema, block))
         assert all(table.num_rows <= block for table in tables)
@@ -303,7 +303,7 @@ def test_however_row_groups_are_joined_or_cut_their_rows_are_the_same(folder, co
 def split_sizes(path: Path, rows: int) -> list[int | None]:
     system, _ = filesystem(str(path))
     file = file_of(path)
-    return [split.rows for split in READERS["parquet"].splits(system, file, rows, WHOLE)]
+    return [split.rows for split in READERS["parquet"].extents(system, file, rows, WHOLE)]
 
 
 def test_small_row_groups_are_read_together_and_a_large_one_in_even_pieces(tmp_path):
@@ -317,7 +317,7 @@ def test_rows_of_great_length_are_split_by_their_bytes(tmp_path):
     texts = ["short"] * 60 + [f"{number:05d}" * 20_000 for number in range(40)]
     path = parquet(tmp_path, pa.table({"q": texts}), 20)
     system, _ = filesystem(str(path))
-    splits = READERS["parquet"].splits(system, file_of(path), 1000, 100_000)  # 8 times as many bytes
+    splits = READERS["parquet"].extents(system, file_of(path), 1000, 100_000)  # 8 times as many bytes
     assert [split.rows for split in splits] == [60, 6, 7, 7, 6, 7, 7]
     assert sum(split.rows for split in splits) == 100
     assert values(read(path, rows=1000)) == texts
@@ -361,5 +361,5 @@ def test_a_large_row_group_is_streamed(tmp_path):
     system, _ = filesystem(str(path))
     file = file_of(path)
     reader = READERS["parquet"]
-    (split,) = reader.splits(system, file, WHOLE, WHOLE)
+    (split,) = reader.extents(system, file, WHOLE, WHOLE)
     assert each(reader.read(system, split, reader.schema(system, file), 1000)) == 10

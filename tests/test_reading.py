@@ -14,7 +14,7 @@ import pytest
 from rtr_ray.corpus import Columns, Corpus, filesystem, stable_id
 from rtr_ray.errors import DataError
 from rtr_ray.formats import READERS
-from rtr_ray.reading import open_corpus, read_split, split_file
+from rtr_ray.reading import cut_file, open_corpus, read_split
 from rtr_ray.storage import s3_client
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_cannot_be_read_a_second_time_is_named(tmp_path: Path):
     path.unlink()
     system, _ = filesystem(str(path))
     with pytest.raises(DataError, match=r"^Cannot read a\.parquet as parquet: "):
-        split_file(READERS["parquet"], system, corpus.files[0], 10, 10)
+        cut_file(READERS["parquet"], system, corpus.files[0], 10, 10)
 
 
 def texts(rows: list[dict[str, Any]]) -> list[Any]:
@@ -109,6 +109,49 @@ def test_a_small_corpus_is_split_for_many_workers(tmp_path):
     assert texts(rows) == [f"question {i}" for i in range(1000)]
     assert [row["query_id"] for row in rows] == [stable_id("a.parquet", i) for i in range(1000)]
     assert len({split.name for split in many}) == len(many)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
+def test_many_tiny_files_are_read_several_to_a_split_with_the_ids_that_each_row_would_have_alone(
+    tmp_path, ending
+):
+    write = {
+        "jsonl": lambda path, texts: path.write_text("".join(json.dumps({"query": t}) + "\n" for t in texts)),
+        "csv": lambda path, texts: path.write_text("query\n" + "".join(f"{t}\n" for t in texts)),
+        "parquet": lambda path, texts: pq.write_table(pa.table({"query": texts}), path),
+    }[ending]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(300):
+        write(folder / f"{number:03d}.{ending}", [f"text {number} {row}" for row in range(1 + number % 3)])
+    corpus, splits = open_corpus(str(folder), Columns())
+    assert len(splits) == 1
+    _, shared = open_corpus(str(folder), Columns(), least_splits=8)
+    assert len(shared) == 9  # 37 files each, and what is left
+    _, small = open_corpus(str(folder), Columns(), split_bytes=16 * sum(f.size for f in corpus.files[:4]))
+    assert 60 < len(small) < 120  # about four files each: a sixteenth of a split
+    wanted = [
+        (stable_id(f"{number:03d}.{ending}", row), f"text {number} {row}")
+        for number in range(300)
+        for row in range(1 + number % 3)
+    ]
+    for chosen in (splits, shared, small):
+        blocks = [block for split in chosen for block in read_split(corpus, split, 50)]
+        assert max(map(len, blocks)) <= 50
+        rows = [row for block in blocks for row in block.to_pylist()]
+        assert [(row["query_id"], row["query"]) for row in rows] == wanted
+    assert len(list(read_split(corpus, splits[0], 50))) <= 600 // 40  # not a block for every file
+
+
+def test_one_broken_file_of_many_is_named_or_set_aside(tmp_path):
+    for number in range(300):
+        (tmp_path / f"{number:03d}.csv").write_text(f"query\ntext {number}\n")
+    (tmp_path / "270.csv").write_text("query\na,b\n")
+    said = refused(tmp_path)
+    assert "270.csv" in said
+    corpus = opened(tmp_path, unreadable="skip")
+    assert list(corpus.unreadable) == ["270.csv"]
+    assert len(corpus.files) == 299
 
 
 def test_a_tiny_corpus_is_not_split_for_many_workers(tmp_path):
