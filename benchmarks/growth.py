@@ -2,6 +2,8 @@
 
     python benchmarks/growth.py                # 10,000 and 100,000 rows
     python benchmarks/growth.py --million      # and 1,000,000
+    python benchmarks/growth.py --tiny 100000  # as many files of JSONL with one row each
+    python benchmarks/growth.py --plan 1000000 10000000   # `rtr-ray plan`: tables and choices, no answers
 
 runs `rtr-ray run` on a Ray cluster of this machine, over embeddings that are there already and engines that
 take no time (real Ray Serve deployments, benchmarks/simulation), so that what is left is ours: reading,
@@ -9,7 +11,8 @@ tables, choice, dispatch, ledger, results. Beside it, in the same session, Ray D
 nothing in between (`read_parquet(...).write_parquet(...)`). Told for each size: rows per second from end to
 end, of the routing stage and of the copy; the peak of what driver and workers hold for themselves (shared
 memory left out); objects written per 1,000 rows, each of which is a PUT in a bucket. Starting Ray and engines
-is not counted. Writes benchmarks/out/growth.json and, of several sizes, growth.png: both against rows.
+is not counted. Writes benchmarks/out/growth.json and, of several sizes, growth.png: both against rows; the
+other two write growth-tiny.json and growth-plan.json.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -118,6 +122,14 @@ def write_corpus(folder: Path, rows: int) -> None:
         pq.write_table(table, folder / f"part-{first:09d}.parquet", row_group_size=ROWS_PER_GROUP)
 
 
+def write_tiny(folder: Path, rows: int) -> None:
+    """The same questions, each in a file of JSONL of its own."""
+    truth = Truth()
+    folder.mkdir(parents=True)
+    for row in range(rows):
+        (folder / f"{row:09d}.jsonl").write_text(json.dumps({"question": truth.text(row)}) + "\n")
+
+
 def write_router(folder: Path, pool: Pool) -> None:
     """A router over kept embeddings; what it learns makes no difference to the time."""
     truth, labels = Truth(), []
@@ -158,17 +170,55 @@ def write_job(folder: Path, address: str, rows: int) -> Path:
     return path
 
 
-def ran(job: Path, output: Path, head: int | None) -> dict[str, Any]:
-    """The job in a process of its own: seconds of its stages, peaks, objects."""
+def watched(command: str, job: Path, head: int | None) -> Watch:
+    """A command on a job in a process of its own, to its end.
+
+    Raises:
+        SystemExit: If it fails, with what it said last.
+    """
     with (job.parent / f"{job.stem}.log").open("w") as log:
         process = subprocess.Popen(
-            [str(BIN / "rtr-ray"), "run", "--config", str(job)],
+            [str(BIN / "rtr-ray"), command, "--config", str(job)],
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
         )  # fmt: skip
         with Watch(head, process.pid) as watch:
             code = process.wait()
     if code:
         raise SystemExit((job.parent / f"{job.stem}.log").read_text()[-2000:])
+    return watch
+
+
+def planned(
+    sizes: Sequence[int], folder: Path, address: str, console: Console, head: int
+) -> list[dict[str, Any]]:
+    """`rtr-ray plan` on all sizes: seconds, its own start included, and peaks."""
+    write_router(folder, Trial(folder, max(sizes), console).pool())
+    found = []
+    for rows in sizes:
+        write_corpus(folder / f"corpus-{rows}", rows)
+        began_s = time.time()
+        watch = watched("plan", write_job(folder, address, rows), head)
+        whole_s = time.time() - began_s
+        output = folder / f"run-{rows}"
+        route_s = (output / "slices.json").stat().st_mtime - began_s  # written when all tables are there
+        assert json.loads((output / "plan.json").read_text())["rows"] == rows
+        found.append(
+            {
+                "rows": rows,
+                "seconds": {"route": route_s, "plan": whole_s - route_s},
+                "per_s": rows / whole_s,
+                "routing_per_s": rows / route_s,
+                "peak_mib": watch.peak_mib,
+            }
+        )
+        console.print(json.dumps(found[-1]), highlight=False)
+        shutil.rmtree(output)
+    return found
+
+
+def ran(job: Path, output: Path, head: int | None) -> dict[str, Any]:
+    """The job to its end: seconds of its stages, peaks, objects."""
+    watch = watched("run", job, head)
     summary = json.loads((output / "summary.json").read_text())
     objects = Counter(path.relative_to(output).parts[0] for path in output.rglob("*") if path.is_file())
     return {
@@ -180,17 +230,23 @@ def ran(job: Path, output: Path, head: int | None) -> dict[str, Any]:
     }
 
 
-def copied(source: Path, target: Path) -> float:
+def copied(source: Path, target: Path, tiny: bool) -> float:
     """Seconds of the identity pipeline of Ray Data."""
     import ray.data
 
     began_s = time.monotonic()
-    ray.data.read_parquet(str(source)).write_parquet(str(target))
+    found = ray.data.read_json(str(source)) if tiny else ray.data.read_parquet(str(source))
+    found.write_parquet(str(target))
     return time.monotonic() - began_s
 
 
 def measure(
-    sizes: Sequence[int], folder: Path, address: str, console: Console, head: int | None = None
+    sizes: Sequence[int],
+    folder: Path,
+    address: str,
+    console: Console,
+    head: int | None = None,
+    tiny: bool = False,
 ) -> list[dict[str, Any]]:
     """All sizes on one cluster, of which this process is a driver already.
 
@@ -200,22 +256,24 @@ def measure(
         address: Of the cluster.
         console: Told how far it is.
         head: Process whose children are the workers; None: those are not watched.
+        tiny: Whether each row lies in a file of its own.
     """
     import ray.data
 
     pool = Trial(folder, max(sizes), console).pool()
     write_router(folder, pool)
     for rows in sizes:
-        write_corpus(folder / f"corpus-{rows}", rows)
+        (write_tiny if tiny else write_corpus)(folder / f"corpus-{rows}", rows)
     found = []
     ray.data.DataContext.get_current().enable_progress_bars = False
     sources = {model: Truth(model) for model in SKILL}
     with serving(PREFIX, sources, folder / "meter.tsv", s_per_token=0.0):
-        copied(folder / f"corpus-{sizes[0]}", folder / "warm")
+        write_corpus(folder / "few", 300)
+        copied(folder / "few", folder / "warm", False)
         for rows in sizes:
-            before_s = copied(folder / f"corpus-{rows}", folder / f"copy-{rows}-0")
+            before_s = copied(folder / f"corpus-{rows}", folder / f"copy-{rows}-0", tiny)
             one = ran(write_job(folder, address, rows), folder / f"run-{rows}", head)
-            behind_s = copied(folder / f"corpus-{rows}", folder / f"copy-{rows}-1")
+            behind_s = copied(folder / f"corpus-{rows}", folder / f"copy-{rows}-1", tiny)
             found.append(figures_of(rows, one, (before_s + behind_s) / 2))
             console.print(f"{rows:,} rows: {json.dumps(one['seconds'])}", highlight=False)
     return found
@@ -309,27 +367,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how a run grows.")
     parser.add_argument("--million", action="store_true", help="also 1,000,000 rows")
     parser.add_argument("--rows", type=int, nargs="*", default=[10_000, 100_000])
+    parser.add_argument("--tiny", type=int, help="so many files of one row, and nothing else")
+    parser.add_argument("--plan", type=int, nargs="+", help="plan so many rows, and nothing else")
     parser.add_argument("--small", action="store_true", help="so few that it says whether it works, not more")
-    parser.add_argument("--out", type=Path, default=OUT / "growth.json")
+    parser.add_argument("--out", type=Path, help="default: growth.json, growth-tiny.json, growth-plan.json")
     options = parser.parse_args()
     sizes = [300] if options.small else sorted({*options.rows, *([1_000_000] if options.million else [])})
+    kind = "-tiny" if options.tiny else "-plan" if options.plan else ""
+    out = options.out or OUT / f"growth{kind}.json"
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     console = Console()
     with tempfile.TemporaryDirectory(prefix="rtr-growth-") as name, cluster(cpus=8) as where:
         import ray
 
         ray.init(where.address, log_to_driver=False, logging_level="ERROR")
-        found = measure(sizes, Path(name), where.address, console, where.head)
-    printed(found, console)
-    if len(found) > 1:
-        draw(found, options.out.with_suffix(".png"))
+        if options.plan:
+            found = planned(sorted(options.plan), Path(name), where.address, console, where.head)
+        else:
+            few = [options.tiny] if options.tiny else sizes
+            found = measure(few, Path(name), where.address, console, where.head, bool(options.tiny))
+    if options.plan:
+        ratio, baseline = (
+            found[-1]["routing_per_s"] / ROUTING_PER_S,
+            f"{ROUTING_PER_S:,} rows per second, the target",
+        )
+    else:
+        printed(found, console)
+        ratio = found[-1]["share_of_copy"]
+        baseline = (
+            "rows per second of an identity pipeline of Ray Data (a whole run over it, the largest size)"
+        )
+    if len(found) > 1 and not options.plan:
+        draw(found, out.with_suffix(".png"))
     report(
         "growth",
-        found[-1]["share_of_copy"],
-        "rows per second of an identity pipeline of Ray Data (a whole run over it, the largest size)",
+        ratio,
+        baseline,
         {"sizes": found, "growth": growth(found)},
         ("ray", "pyarrow", "numpy"),
-        options.out,
+        out,
     )
 
 
