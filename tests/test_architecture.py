@@ -24,7 +24,7 @@ LONGEST_FILE = 450
 
 LAYERS = (
     {"errors"},
-    {"types", "schemas", "storage", "lease", "yaml_door", "sandbox"},
+    {"types", "schemas", "storage", "lease", "yaml_door", "sandbox", "thrift"},
     {"strategies", "pool", "answers", "registry", "run_folder", "held_out"} | {"familiarity", "plainly"},
     {"encoders", "estimators", "policies", "executors"},
     {"grading", "ledger", "books", "corpus", "formats", "reading", "outcomes", "router", "dispatch"}

@@ -35,6 +35,7 @@ from rtr_ray.router import InputTokens
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.screen import Screen, money
 from rtr_ray.storage import open_store, read_table
+from rtr_ray.thrift import thrifty
 from rtr_ray.training import encoder_spec
 from rtr_ray.types import Candidate, FloatArray, Outcomes
 
@@ -195,6 +196,7 @@ def _read(work: Collection, encoder: Encoder, most: int) -> _Queries:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def texts_of(corpus: Corpus, split: Split) -> list[tuple[str, str]]:
     """Ids and texts of rows that may be learned from: usable, of split `train`, not out of distribution."""
     found: list[tuple[str, str]] = []

@@ -28,6 +28,7 @@ from rtr_ray.run_folder import RunFolder
 from rtr_ray.screen import Screen, Stage, money
 from rtr_ray.storage import open_store, read_table
 from rtr_ray.summary import COLUMNS, Tally
+from rtr_ray.thrift import thrifty
 from rtr_ray.types import Candidate
 
 _POLL_S, _LEAST_POLL_S = 0.25, 0.05
@@ -102,6 +103,7 @@ class Given:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def tally_parts(output: str, keys: Sequence[str]) -> tuple[Tally, Counter[str]]:
     """The tally of some results parts, and how many of their rows are settled, by plan part."""
     store, total, settled = open_store(output), Tally(), Counter[str]()

@@ -42,6 +42,7 @@ from rtr_ray.run_folder import RESULTS
 from rtr_ray.schemas import RESULTS as RESULTS_SCHEMA
 from rtr_ray.storage import Store, open_store, read_table, write_table
 from rtr_ray.summary import COLUMNS, Grades, Tally
+from rtr_ray.thrift import thrifty
 from rtr_ray.types import Candidate
 
 _BLOCK_ROWS = 4096
@@ -51,18 +52,21 @@ Hashes = npt.NDArray[np.uint64]
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def sample_split(corpus: Corpus, split: Split, count: int) -> list[int]:
     """The hashes of a random sample of the ids of a split."""
     return sampled(_ids(corpus, split), count)
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def hash_ids(corpus: Corpus, split: Split) -> Hashes:
     """The hashes of all ids of a split."""
     return np.array([stable_hash(name) for name in _ids(corpus, split)], dtype=np.uint64)
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def repeated(*hashes: Hashes) -> list[int]:
     """Some of the hashes that occur more than once."""
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
@@ -70,6 +74,7 @@ def repeated(*hashes: Hashes) -> list[int]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def ids_hashed_to(corpus: Corpus, split: Split, hashes: Sequence[int]) -> Counter[str]:
     """How often each id of a split occurs that hashes to one of these."""
     wanted = set(hashes)
@@ -97,6 +102,7 @@ class Wanted:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def write_cells(
     output: str,
     corpus: Corpus,
@@ -127,6 +133,7 @@ def write_cells(
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def look(output: str, key: str) -> tuple[int, Tally]:
     """How many rows a plan part has, and the tally of their results."""
     store = open_store(output)
@@ -168,6 +175,7 @@ def judge_folder(run: str) -> str:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def write_judged(work: Grading, key: str) -> str | None:
     """Write what a judge is to be asked about the answers of a plan part; gives its key, if any."""
     grader, store, folder = work.grader, open_store(work.run), open_store(work.judging)
@@ -188,6 +196,7 @@ def write_judged(work: Grading, key: str) -> str | None:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def grade_cells(work: Grading, candidate: Candidate, number: int) -> Grades:
     """Grade the answers of a plan part, and write its outcomes."""
     store, output = open_store(work.run), open_store(work.output)

@@ -37,6 +37,7 @@ from rtr_ray.pool import Deployment, Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.storage import Store, open_store, read_table
 from rtr_ray.terms import Terms
+from rtr_ray.thrift import allocate_thriftily
 from rtr_ray.types import Candidate, Request, Usage
 
 MOVED = "moved/"
@@ -72,6 +73,7 @@ class DispatchActor:
     """Answers plan parts."""
 
     def __init__(self, work: DispatchWork) -> None:
+        allocate_thriftily()
         self._work = work
         self._store = open_store(work.output)
         self._gate = Gate(most_in_flight(work.deployment, work.keys))

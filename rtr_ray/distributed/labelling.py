@@ -40,6 +40,7 @@ from rtr_ray.run_folder import RUN, RunFolder, moved_aside
 from rtr_ray.screen import Screen, money
 from rtr_ray.storage import open_store
 from rtr_ray.summary import plain
+from rtr_ray.thrift import thrifty
 from rtr_ray.training import train_and_hold_out
 from rtr_ray.types import Outcomes
 from rtr_ray.verdict import Labelled, Verdict, verdict
@@ -123,6 +124,7 @@ def _alone(folder: RunFolder) -> Iterator[None]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def count_rows(corpus: Corpus, split: Split) -> int:
     """How many rows a split has."""
     return sum(len(block) for block in read_split(corpus, split, _BLOCK_ROWS))

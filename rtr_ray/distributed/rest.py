@@ -17,6 +17,7 @@ from rtr_ray.distributed.dispatching import MOVED, part_of
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.schemas import stamped
 from rtr_ray.storage import open_store, read_metadata, read_table, write_table
+from rtr_ray.thrift import thrifty
 
 REST = "rest/"
 _PART = "part"
@@ -29,6 +30,7 @@ def rest_key(number: int) -> str:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def gather_skipped(output: str, number: int) -> dict[str, int]:
     """Write down which rows the budget did not reach.
 
@@ -52,6 +54,7 @@ def gather_skipped(output: str, number: int) -> dict[str, int]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def move(output: str, number: int) -> None:
     """Take the rows of a slice of the rest out of the plan parts that they came from; again is no matter."""
     store = open_store(output)
@@ -63,6 +66,7 @@ def move(output: str, number: int) -> None:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def moved_counts(output: str) -> dict[str, int]:
     """How many rows have left each plan part, by its short name."""
     store = open_store(output)
@@ -74,6 +78,7 @@ def moved_counts(output: str) -> dict[str, int]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def forget_failed(output: str, key: str) -> int:
     """Take the rows out of a results part that failed and cost nothing; tells how many.
 

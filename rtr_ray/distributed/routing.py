@@ -34,6 +34,7 @@ from rtr_ray.router import Router, RouterFolder
 from rtr_ray.run_folder import TABLES
 from rtr_ray.schemas import stamp, stamped
 from rtr_ray.storage import Store, open_store, read_metadata, read_table, write_table
+from rtr_ray.thrift import thrifty
 from rtr_ray.types import FloatArray
 
 _AHEAD = 2  # blocks that are read while one is encoded
@@ -97,7 +98,8 @@ class TableActor:
         if self._refused is not None:
             raise self._refused
         (split,) = batch["split"]
-        part = self._write(split)
+        with thrifty():
+            part = self._write(split)
         self._deaths.survived(self._store)
         return {"part": [part]}
 
@@ -268,6 +270,7 @@ def write_tables(work: RoutingWork, splits: Sequence[Split]) -> Iterator[TablePa
 
 
 @ray.remote(num_cpus=1, max_retries=5)
+@thrifty()
 def find_duplicate(output: str, keys: Sequence[str], bucket: int, buckets: int) -> str | None:
     """An id that occurs twice among those that fall into a bucket; None where there is none."""
     import pandas as pd
