@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._cpu import CpuWatch
 from benchmarks._report import OUT, report
 from benchmarks.simulation.cluster import cluster
 from rtr_ray.config import JobFile, load_pool
@@ -59,6 +60,20 @@ ROOT = Path(__file__).resolve().parents[1]
 MODELS, STRATEGY = ("small",), "cot"
 PREFIX = "dispatch"
 WAYS = ("raw", "ours", "processor")
+PROCESSES = {  # what a title holds -> who it is
+    "VLLM::EngineCore": "engine",
+    "dispatch.py --raw": "vLLM beside its engine",
+    "ServeReplica": "replica beside its engine",
+    "DispatchActor": "dispatch actor",
+    "SharedLedger": "ledger",
+    "dispatch.py": "driver",
+    "ServeController": "Serve",
+    "ProxyActor": "Serve",
+    "raylet/raylet": "Ray",
+    "gcs_server": "Ray",
+    "dashboard": "Ray",
+    "ray::": "other workers",
+}
 TARGET = {"raw": 0.85, "processor": 1.0}
 LABELS = ROOT / "rtr_ray" / "embedded" / "outcomes.parquet"
 
@@ -284,7 +299,9 @@ def measure(
         ready = {way: stack.enter_context(opened[way]()) for way in ways}
         for number in range(rounds):
             for way in ways if number % 2 == 0 else reversed(ways):
-                turns[way].append(ready[way]())
+                with CpuWatch(PROCESSES) as cpu:
+                    turn = ready[way]()
+                turns[way].append(turn | {"cores": cpu.cores(turn["seconds"])})
                 console.print(f"{way}: {turns[way][-1]}", highlight=False)
     return figures_of(turns, rows)
 
@@ -302,8 +319,27 @@ def figures_of(turns: dict[str, list[dict[str, Any]]], rows: int) -> dict[str, A
         "per_s": {way: rows / statistics.median(found) for way, found in seconds.items()},
         "output_tokens": {way: found[0]["output_tokens"] for way, found in turns.items()},
         "ours_over": over,
+        "cores": {way: _mean([one["cores"] for one in found]) for way, found in turns.items()},
         "turns": turns,
     }
+
+
+def _mean(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """By kind of process, over the turns; largest first."""
+    kinds = {kind for one in found for kind in one}
+    means = {kind: statistics.fmean(one.get(kind, 0.0) for one in found) for kind in kinds}
+    return dict(sorted(means.items(), key=lambda one: -one[1]))
+
+
+def busy(cores: Mapping[str, Mapping[str, float]]) -> Table:
+    """Where the processor's time went, way by way."""
+    table = Table("process", *cores, title="percent of a core while answering")
+    for kind in dict.fromkeys(kind for found in cores.values() for kind in found):
+        shares = [found.get(kind, 0.0) for found in cores.values()]
+        if max(shares) >= 0.005:
+            table.add_row(kind, *(f"{share:.0%}" for share in shares))
+    table.add_row("all", *(f"{sum(found.values()):.0%}" for found in cores.values()))
+    return table
 
 
 def main() -> None:
@@ -332,6 +368,7 @@ def main() -> None:
             way, f"{rate:,.1f}", "" if share is None else f"{share:.0%}", f"{wanted:.0%}" if wanted else ""
         )
     console.print(table)
+    console.print(busy(found["cores"]))
     report(
         "dispatch",
         found["ours_over"].get("raw"),

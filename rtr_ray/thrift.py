@@ -6,12 +6,15 @@ tables at a time and keeps 120 MiB from then on: too much where many small proce
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import pyarrow as pa
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 def allocate_thriftily() -> None:
@@ -27,14 +30,18 @@ def give_back() -> None:
         trim(0)
 
 
-@contextlib.contextmanager
-def thrifty() -> Iterator[None]:
-    """A piece of work, behind which its memory is given back; serves as a decorator, too."""
-    allocate_thriftily()
-    try:
-        yield
-    finally:
-        give_back()
+def thrifty(work: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Decorate a piece of work, behind which its memory is given back."""
+
+    @functools.wraps(work)
+    def run(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        allocate_thriftily()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            give_back()
+
+    return run
 
 
 @functools.cache

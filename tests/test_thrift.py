@@ -16,9 +16,7 @@ def work():
     many = [np.ones(8_000) for _ in range(4_000)]  # 64 kB each: none has pages of its own
     return many[-1]  # lies behind all others, which therefore stay with the process
 
-def thriftily():
-    with thrifty():
-        return work()
+thriftily = thrifty(work)
 
 before = held_mib()
 last = {work}()

@@ -196,7 +196,7 @@ def _read(work: Collection, encoder: Encoder, most: int) -> _Queries:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def texts_of(corpus: Corpus, split: Split) -> list[tuple[str, str]]:
     """Ids and texts of rows that may be learned from: usable, of split `train`, not out of distribution."""
     found: list[tuple[str, str]] = []

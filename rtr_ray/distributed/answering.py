@@ -103,7 +103,7 @@ class Given:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def tally_parts(output: str, keys: Sequence[str]) -> tuple[Tally, Counter[str]]:
     """The tally of some results parts, and how many of their rows are settled, by plan part."""
     store, total, settled = open_store(output), Tally(), Counter[str]()

@@ -52,21 +52,21 @@ Hashes = npt.NDArray[np.uint64]
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def sample_split(corpus: Corpus, split: Split, count: int) -> list[int]:
     """The hashes of a random sample of the ids of a split."""
     return sampled(_ids(corpus, split), count)
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def hash_ids(corpus: Corpus, split: Split) -> Hashes:
     """The hashes of all ids of a split."""
     return np.array([stable_hash(name) for name in _ids(corpus, split)], dtype=np.uint64)
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def repeated(*hashes: Hashes) -> list[int]:
     """Some of the hashes that occur more than once."""
     values, counts = np.unique(np.concatenate(hashes), return_counts=True)
@@ -74,7 +74,7 @@ def repeated(*hashes: Hashes) -> list[int]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def ids_hashed_to(corpus: Corpus, split: Split, hashes: Sequence[int]) -> Counter[str]:
     """How often each id of a split occurs that hashes to one of these."""
     wanted = set(hashes)
@@ -102,7 +102,7 @@ class Wanted:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def write_cells(
     output: str,
     corpus: Corpus,
@@ -133,7 +133,7 @@ def write_cells(
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def look(output: str, key: str) -> tuple[int, Tally]:
     """How many rows a plan part has, and the tally of their results."""
     store = open_store(output)
@@ -175,7 +175,7 @@ def judge_folder(run: str) -> str:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def write_judged(work: Grading, key: str) -> str | None:
     """Write what a judge is to be asked about the answers of a plan part; gives its key, if any."""
     grader, store, folder = work.grader, open_store(work.run), open_store(work.judging)
@@ -196,7 +196,7 @@ def write_judged(work: Grading, key: str) -> str | None:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def grade_cells(work: Grading, candidate: Candidate, number: int) -> Grades:
     """Grade the answers of a plan part, and write its outcomes."""
     store, output = open_store(work.run), open_store(work.output)

@@ -124,7 +124,7 @@ def _alone(folder: RunFolder) -> Iterator[None]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def count_rows(corpus: Corpus, split: Split) -> int:
     """How many rows a split has."""
     return sum(len(block) for block in read_split(corpus, split, _BLOCK_ROWS))

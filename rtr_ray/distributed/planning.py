@@ -100,7 +100,7 @@ def _tables(store: Store, one: Slice, columns: Sequence[str] | None = None) -> I
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def sketch_slices(
     output: str, slices: Sequence[Slice], pool: Pool, policy: Policy, corrections: Corrections
 ) -> Sketch | None:
@@ -153,7 +153,7 @@ def added(many: Iterable[Mapping[Candidate, Expected]]) -> dict[Candidate, Expec
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def look_ahead(output: str, slices: Sequence[Slice], pool: Pool, version: Version) -> Ahead:
     """What slices would come to if they were planned now; writes nothing."""
     store, total = open_store(output), Ahead()
@@ -180,7 +180,7 @@ def looking_ahead(output: str, slices: Sequence[Slice], pool: Pool, version: Ver
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def plan_slice(output: str, one: Slice, pool: Pool, version: Version) -> PlannedSlice:
     """Choose for every row of a slice; write a plan part per chosen candidate, then that it is planned."""
     store = open_store(output)
@@ -210,7 +210,7 @@ def plan_slice(output: str, one: Slice, pool: Pool, version: Version) -> Planned
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def look_back(output: str, names: Sequence[str], pool: Pool) -> tuple[dict[Bucket, Seen], float]:
     """What the results of some plan parts say about the predictions, and what they cost.
 
@@ -232,7 +232,7 @@ def look_back(output: str, names: Sequence[str], pool: Pool) -> tuple[dict[Bucke
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def together(*many: tuple[dict[Bucket, Seen], float]) -> tuple[dict[Bucket, Seen], float]:
     """Several looks back in one."""
     return merged_seen(seen for seen, _ in many), sum(usd for _, usd in many)

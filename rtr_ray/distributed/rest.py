@@ -30,7 +30,7 @@ def rest_key(number: int) -> str:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def gather_skipped(output: str, number: int) -> dict[str, int]:
     """Write down which rows the budget did not reach.
 
@@ -54,7 +54,7 @@ def gather_skipped(output: str, number: int) -> dict[str, int]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def move(output: str, number: int) -> None:
     """Take the rows of a slice of the rest out of the plan parts that they came from; again is no matter."""
     store = open_store(output)
@@ -66,7 +66,7 @@ def move(output: str, number: int) -> None:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def moved_counts(output: str) -> dict[str, int]:
     """How many rows have left each plan part, by its short name."""
     store = open_store(output)
@@ -78,7 +78,7 @@ def moved_counts(output: str) -> dict[str, int]:
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def forget_failed(output: str, key: str) -> int:
     """Take the rows out of a results part that failed and cost nothing; tells how many.
 

@@ -98,11 +98,11 @@ class TableActor:
         if self._refused is not None:
             raise self._refused
         (split,) = batch["split"]
-        with thrifty():
-            part = self._write(split)
+        part = self._write(split)
         self._deaths.survived(self._store)
         return {"part": [part]}
 
+    @thrifty
     def _write(self, split: Split) -> TablePart:
         work, tables, sketches = self._work, [], []
         kinds: list[Sketch] = []
@@ -270,7 +270,7 @@ def write_tables(work: RoutingWork, splits: Sequence[Split]) -> Iterator[TablePa
 
 
 @ray.remote(num_cpus=1, max_retries=5)
-@thrifty()
+@thrifty
 def find_duplicate(output: str, keys: Sequence[str], bucket: int, buckets: int) -> str | None:
     """An id that occurs twice among those that fall into a bucket; None where there is none."""
     import pandas as pd

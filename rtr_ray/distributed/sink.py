@@ -194,7 +194,7 @@ class Sink:
         table = stamped(table, **{WRITTEN: datetime.now(UTC).isoformat(timespec="milliseconds")})
         await asyncio.to_thread(self._insist, key, table)
 
-    @thrifty()
+    @thrifty
     def _insist(self, key: str, table: pa.Table) -> None:
         insist(lambda: write_table(self.store, key, table))
 

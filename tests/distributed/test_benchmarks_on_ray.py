@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from io import StringIO
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
+from benchmarks._cpu import CpuWatch
 from benchmarks.dispatch import figures_of
 from benchmarks.growth import growth, measure, printed
 from tests.distributed.conftest import Cluster
@@ -31,9 +36,25 @@ def test_growth_tells_rows_per_second_memory_and_objects(tmp_path: Path, connect
 
 def test_dispatch_is_compared_round_by_round() -> None:
     turns = {
-        "raw": [{"seconds": s, "output_tokens": 7} for s in (1.0, 2.0, 4.0)],
-        "ours": [{"seconds": s, "output_tokens": 7} for s in (2.0, 2.0, 2.0)],
+        "raw": [{"seconds": s, "output_tokens": 7, "cores": {"engine": s}} for s in (1.0, 2.0, 4.5)],
+        "ours": [{"seconds": s, "output_tokens": 7, "cores": {}} for s in (2.0, 2.0, 2.0)],
     }
     found = figures_of(turns, 100)
     assert found["ours_over"] == {"raw": 1.0}
     assert found["per_s"] == {"raw": 50.0, "ours": 50.0}
+    assert found["cores"] == {"raw": {"engine": 2.5}, "ours": {}}
+
+
+def test_who_uses_the_processor_is_told_by_process() -> None:
+    program = "for _ in range(10**9): pass  # busy-for-a-test"
+    with subprocess.Popen([sys.executable, "-c", program]) as busy:
+        with CpuWatch({"busy-for-a-test": "busy", "no such process": "idle"}) as watch:
+            for _ in range(1200):
+                if (used := psutil.Process(busy.pid).cpu_times().user) >= 0.5:
+                    break
+                time.sleep(0.05)
+        busy.kill()
+    found = watch.cores(last_s=1e9)
+    assert used >= 0.5
+    assert set(found) == {"busy"}
+    assert found["busy"] > 0.1
