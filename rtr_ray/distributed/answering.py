@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -17,25 +16,23 @@ from ray.exceptions import ActorUnavailableError, RayError
 from rtr_ray.config import JobKeys
 from rtr_ray.distributed.cluster import LAUNCH_CPUS, residencies, root
 from rtr_ray.distributed.deployments import Deployments, Watch
-from rtr_ray.distributed.dispatching import Crew, DispatchWork, Part, part_of
+from rtr_ray.distributed.dispatching import Crew, DispatchWork
 from rtr_ray.distributed.guard import Guard
 from rtr_ray.distributed.ledger_actor import Snapshot, claim, release
+from rtr_ray.distributed.plan_parts import Part
 from rtr_ray.distributed.rent import Rent
+from rtr_ray.distributed.tallies import tally_results
 from rtr_ray.grading import Grader
 from rtr_ray.ledger import Account
 from rtr_ray.pool import Deployment, Endpoint, Pool, fingerprint
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.screen import Screen, Stage, money
-from rtr_ray.storage import open_store, read_table
-from rtr_ray.summary import COLUMNS, Tally
-from rtr_ray.thrift import thrifty
 from rtr_ray.types import Candidate
 
 _POLL_S, _LEAST_POLL_S = 0.25, 0.05
 _GRACE_S = 15.0  # for what is out when a job is told to stop; what takes longer is lost, and counted so
 _PATIENT_TRIES = 5  # to hear from the ledger
 _EARLY = 8  # actors at most that are started before it is known whether anything goes through them
-_TALLIED_TOGETHER = 64  # results parts that one task adds up
 
 
 class Feed(Protocol):
@@ -100,34 +97,6 @@ class Given:
 
     def abandon(self) -> None:
         """Nothing goes on by itself."""
-
-
-@ray.remote(num_cpus=1, max_retries=5)
-@thrifty
-def tally_parts(output: str, keys: Sequence[str]) -> tuple[Tally, Counter[str]]:
-    """The tally of some results parts, and how many of their rows are settled, by plan part."""
-    store, total, settled = open_store(output), Tally(), Counter[str]()
-    for key in keys:
-        tally = Tally.of(read_table(store, key, COLUMNS))
-        total.add(tally)
-        settled[part_of(key)] += sum(tally.rows.values()) - tally.rows["skipped_budget"]
-    return total, settled
-
-
-def count_results(folder: RunFolder) -> tuple[Tally, Counter[str]]:
-    """The tally of a run's results and its settled rows by plan part, added up by Ray tasks."""
-    keys = folder.results()
-    batches = [keys[i : i + _TALLIED_TOGETHER] for i in range(0, len(keys), _TALLIED_TOGETHER)]
-    total, settled = Tally(), Counter[str]()
-    for tally, counted in ray.get([tally_parts.remote(folder.store.uri, batch) for batch in batches]):
-        total.add(tally)
-        settled.update(counted)
-    return total, settled
-
-
-def tally_results(folder: RunFolder) -> Tally:
-    """The tally of the results of a run."""
-    return count_results(folder)[0]
 
 
 @ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)

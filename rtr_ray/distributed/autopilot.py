@@ -18,8 +18,8 @@ from typing import Any
 
 import ray
 
-from rtr_ray.distributed.dispatching import Part, part_name
 from rtr_ray.distributed.ledger_actor import Snapshot
+from rtr_ray.distributed.plan_parts import Part, part_name
 from rtr_ray.distributed.planning import SLICES, PlannedSlice, plan_slice
 from rtr_ray.distributed.rest import gather_skipped, move, moved_counts, rest_key
 from rtr_ray.distributed.steering import Steering

@@ -17,7 +17,7 @@ import yaml
 from ray.exceptions import RayError, RayTaskError
 
 from rtr_ray.config import EncoderKeys
-from rtr_ray.distributed.answering import Answering, count_results, tally_results
+from rtr_ray.distributed.answering import Answering
 from rtr_ray.distributed.autopilot import Autopilot
 from rtr_ray.distributed.cluster import (
     DISPATCH_CPUS,
@@ -29,11 +29,13 @@ from rtr_ray.distributed.cluster import (
     encoder_needs,
     root,
 )
-from rtr_ray.distributed.dispatching import most_in_flight, part_of
+from rtr_ray.distributed.dispatching import most_in_flight
 from rtr_ray.distributed.outlook import Outlook
+from rtr_ray.distributed.plan_parts import part_of
 from rtr_ray.distributed.preparing import Planning
 from rtr_ray.distributed.rest import forget_failed
 from rtr_ray.distributed.steering import Steering
+from rtr_ray.distributed.tallies import count_results, tally_results
 from rtr_ray.errors import DataError, ExecutionError, LedgerError, StorageError
 from rtr_ray.job import Job
 from rtr_ray.parts import UNROUTED

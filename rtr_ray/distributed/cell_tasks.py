@@ -33,7 +33,7 @@ from rtr_ray.cells import (
 )
 from rtr_ray.config import SandboxKeys
 from rtr_ray.corpus import QUERY_ID, Corpus, Split
-from rtr_ray.distributed.dispatching import part_name
+from rtr_ray.distributed.plan_parts import part_name
 from rtr_ray.distributed.programs import sandbox_of, with_checker
 from rtr_ray.policies.base import stable_hash
 from rtr_ray.pool import Pool

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
-from ray.data import DataContext
 from ray.exceptions import RayError
 
 from rtr_ray.errors import PlacementError, RtrError
@@ -236,6 +235,8 @@ def _silent() -> Iterator[None]:
 
 def _quiet() -> None:
     """Ray's own progress bars, chatter and wrappings would tear our display apart."""
+    from ray.data import DataContext  # with pandas and more: tasks need none of it
+
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -22,7 +22,7 @@ import yaml
 from rtr_ray import grading
 from rtr_ray.cells import cell_key
 from rtr_ray.collection import Collection
-from rtr_ray.distributed.answering import Answering, Given, tally_results
+from rtr_ray.distributed.answering import Answering, Given
 from rtr_ray.distributed.batch import recorded_ending, side_by_side, terminable
 from rtr_ray.distributed.cell_tasks import (
     Grading,
@@ -39,8 +39,9 @@ from rtr_ray.distributed.cell_tasks import (
     write_judged,
 )
 from rtr_ray.distributed.cluster import TASK_CPUS, Needs, connected
-from rtr_ray.distributed.dispatching import Part, part_name
 from rtr_ray.distributed.ledger_actor import Snapshot
+from rtr_ray.distributed.plan_parts import Part, part_name
+from rtr_ray.distributed.tallies import tally_results
 from rtr_ray.errors import DataError, LedgerError
 from rtr_ray.ledger import ZERO, Record
 from rtr_ray.pool import Pool, fingerprint

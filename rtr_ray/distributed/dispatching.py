@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import math
 from collections import deque
 from collections.abc import Collection, Iterator
@@ -28,6 +27,7 @@ from rtr_ray.dispatch import Dispatcher, Gate, Settings, Settlement
 from rtr_ray.distributed.cluster import DISPATCH_CPUS
 from rtr_ray.distributed.executor import ServeExecutor
 from rtr_ray.distributed.ledger_actor import Durable, RemoteBooks
+from rtr_ray.distributed.plan_parts import MOVED, Part, part_name
 from rtr_ray.distributed.programs import runner, sandbox_of, with_checker
 from rtr_ray.distributed.sink import Sink
 from rtr_ray.executors.base import Executor
@@ -40,7 +40,6 @@ from rtr_ray.terms import Terms
 from rtr_ray.thrift import allocate_thriftily
 from rtr_ray.types import Candidate, Request, Usage
 
-MOVED = "moved/"
 _LONGEST = "predicted_output_tokens_p95"
 _SETTLING = (
     *("query_id", "status", "model", "strategy", "samples", SAMPLE),
@@ -175,16 +174,6 @@ class _Tools:
         return cls(executor, Answerer(work.pool.strategies, runner(sandbox), work.pool.thinking), grader)
 
 
-def part_name(key: str) -> str:
-    """The short name of a plan part, which its results carry."""
-    return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
-
-
-def part_of(key: str) -> str:
-    """The short name of the plan part that a results part belongs to."""
-    return key.removeprefix(RESULTS).partition("-")[0]
-
-
 def durable_results(store: Store, name: str) -> Durable:
     """What is durable of a plan part: the requests that need not be sent, and what each was paid."""
     done: dict[str, tuple[str, Settlement | None]] = {}
@@ -227,15 +216,6 @@ def open_requests(
             request = Terms.read(own).applied(pool.request(query, candidate, sample, expected), pool)
             index[request.key] = row
             yield request
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A plan part that is to be answered."""
-
-    key: str
-    deployment: str
-    rows: int
 
 
 @dataclass(slots=True)

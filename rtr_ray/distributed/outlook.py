@@ -10,7 +10,7 @@ import numpy as np
 import ray
 
 from rtr_ray.corrections import Corrections
-from rtr_ray.distributed.dispatching import part_name
+from rtr_ray.distributed.plan_parts import part_name
 from rtr_ray.distributed.planning import PlannedSlice, looking_ahead, sketching, slice_key
 from rtr_ray.forecast import Forecast, Pilot, forecast
 from rtr_ray.held_out import Sketch

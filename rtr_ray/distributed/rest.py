@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import ray
 
 from rtr_ray.corpus import QUERY_ID
-from rtr_ray.distributed.dispatching import MOVED, part_of
+from rtr_ray.distributed.plan_parts import MOVED, part_of
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.schemas import stamped
 from rtr_ray.storage import open_store, read_metadata, read_table, write_table
