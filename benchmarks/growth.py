@@ -59,7 +59,7 @@ KINDS = {  # of processes, by what their titles hold
     "MapWorker": "encoder actor",
     "DispatchActor": "dispatch actor",
     "SharedLedger": "ledger",
-    "plan_slice": "task",
+    "plan_slices": "task",
     "sketch_slices": "task",
     "look_": "task",
     "tally_parts": "task",

@@ -20,7 +20,7 @@ import ray
 
 from rtr_ray.distributed.ledger_actor import Snapshot
 from rtr_ray.distributed.plan_parts import Part, part_name
-from rtr_ray.distributed.planning import SLICES, PlannedSlice, plan_slice
+from rtr_ray.distributed.planning import SLICES, PlannedSlice, plan_slices
 from rtr_ray.distributed.rest import gather_skipped, move, moved_counts, rest_key
 from rtr_ray.distributed.steering import Steering
 from rtr_ray.slices import Slice
@@ -30,6 +30,7 @@ _AHEAD_SHARE = 1 / 8  # of all rows may be planned and not answered yet; else no
 _AHEAD_LEAST = 64
 _AHEAD_S = 3.0  # of answering: what is planned and handed over meanwhile; engines may be fast
 _PACE_S = 8.0  # that the rate of answers is taken over: they become durable by the batch
+_ROWS_PER_TASK = 2_000  # of slices that are planned together
 _CANCEL_S = 10.0
 _ROUNDS = 3  # of rows that the budget did not reach
 
@@ -87,7 +88,9 @@ class Autopilot:
     insists: bool = True  # rows that the budget did not reach are tried again at the end
     unrouted: int = 0
     _planned: dict[int, PlannedSlice] = field(default_factory=dict)
-    _planning: dict[Any, Slice] = field(default_factory=dict)  # what Ray gives for a task -> its slice
+    _planning: dict[Any, Sequence[Slice]] = field(
+        default_factory=dict
+    )  # what Ray gives for a task -> its own
     _ready: list[Part] = field(default_factory=list)  # to be given out
     _open: dict[str, _Expected] = field(default_factory=dict)  # by key
     _unread: dict[str, _Expected] = field(default_factory=dict)  # finished, not learned from; by short name
@@ -132,8 +135,7 @@ class Autopilot:
 
     def rest(self) -> Sequence[Part]:
         """Plan everything at once, by the version that there is."""
-        for one in self._left():
-            self._plan(one)
+        self._plan(self._left())
         self._collect(wait=True)
         self._over = True
         return self._given()
@@ -153,22 +155,26 @@ class Autopilot:
         self._collect()
         rows_per_s = self._pace.rows_per_s(sum(snapshot.rows.values()))
         enough = rows_ahead(self.capacity, self.steering.rows_total, rows_per_s, self.steering.budgeted)
-        about = max(self.steering.rows_total // max(len(self.slices), 1), 1)
-        coming = about * len(self._planning)
+        about = self._rows_each
+        coming = about * sum(map(len, self._planning.values()))
         ahead = unfinished_rows + sum(part.rows for part in self._ready) + coming
         left = self._left()
         if left:
             waits = ahead >= enough or self._is_blind(coming)
             if not waits and self._settled(left, unfinished_rows, snapshot):
-                for one in left[: -(-(enough - ahead) // about)]:
-                    self._plan(one)
+                self._plan(left[: -(-(enough - ahead) // about)])
         elif not (self._planning or self._ready or self._open or self._over):
             self._over = not self._another_round(snapshot)
         return self._given()
 
     def _left(self) -> list[Slice]:
-        under_way = {one.number for one in self._planning.values()} | self._planned.keys()
+        under_way = {one.number for some in self._planning.values() for one in some} | self._planned.keys()
         return [one for one in self.slices if one.number not in under_way]
+
+    @property
+    def _rows_each(self) -> int:
+        """Of a slice, about."""
+        return max(self.steering.rows_total // max(len(self.slices), 1), 1)
 
     def _is_blind(self, coming: int) -> bool:
         """Whether too much is planned that nothing was learned of yet: engines may be faster than we."""
@@ -184,10 +190,13 @@ class Autopilot:
         planning = bool(self._planning)
         return self.steering.settled(left, expected, unfinished_rows, snapshot, planning)
 
-    def _plan(self, one: Slice) -> None:
-        steering = self.steering
-        task = plan_slice.remote(steering.folder.store.uri, one, steering.pool, steering.version)
-        self._planning[task] = one
+    def _plan(self, slices: Sequence[Slice]) -> None:
+        """Begin to; small slices several to a task, since a worker that starts costs more than they do."""
+        steering, together = self.steering, max(_ROWS_PER_TASK // self._rows_each, 1)
+        for i in range(0, len(slices), together):
+            some = slices[i : i + together]
+            task = plan_slices.remote(steering.folder.store.uri, some, steering.pool, steering.version)
+            self._planning[task] = some
 
     def _collect(self, wait: bool = False) -> None:
         """Take what has been planned."""
@@ -197,9 +206,10 @@ class Autopilot:
                 return
             for task in done:
                 del self._planning[task]
-                planned: PlannedSlice = ray.get(task)
-                self.unrouted += planned.unrouted
-                self._take(planned, {})
+                found: list[PlannedSlice] = ray.get(task)
+                for planned in found:
+                    self.unrouted += planned.unrouted
+                    self._take(planned, {})
 
     def _take(self, planned: PlannedSlice, settled: Mapping[str, int]) -> None:
         self._planned[planned.slice.number] = planned
@@ -234,7 +244,7 @@ class Autopilot:
         tables = sorted({key for one in sources for key in one.tables})
         rest = Slice(number, tuple(tables), ids=rest_key(number))
         steering.solve_rest([rest], snapshot, cheapest=self._round > 1)
-        self._plan(rest)
+        self._plan([rest])
         self._collect(wait=True)
         ray.get(move.remote(uri, number))
         self.unskip(sum(names.values()))

@@ -181,9 +181,14 @@ def looking_ahead(output: str, slices: Sequence[Slice], pool: Pool, version: Ver
 
 @ray.remote(num_cpus=1, max_retries=5)
 @thrifty
-def plan_slice(output: str, one: Slice, pool: Pool, version: Version) -> PlannedSlice:
-    """Choose for every row of a slice; write a plan part per chosen candidate, then that it is planned."""
+def plan_slices(output: str, slices: Sequence[Slice], pool: Pool, version: Version) -> list[PlannedSlice]:
+    """Plan slices, one after the other."""
     store = open_store(output)
+    return [plan_slice(store, one, pool, version) for one in slices]
+
+
+def plan_slice(store: Store, one: Slice, pool: Pool, version: Version) -> PlannedSlice:
+    """Choose for every row of a slice; write a plan part per chosen candidate, then that it is planned."""
     groups: dict[Candidate, list[pa.Table]] = {}
     sums: list[Mapping[Candidate, Expected]] = []
     nowhere: list[pa.Table] = []
