@@ -61,7 +61,7 @@ MODELS, STRATEGY = ("small",), "cot"
 PREFIX = "dispatch"
 WAYS = ("raw", "ours", "processor")
 PROCESSES = {  # what a title holds -> who it is
-    "VLLM::EngineCore": "engine",
+    "VLLM::": "engine",  # its core and its worker
     "dispatch.py --raw": "vLLM beside its engine",
     "ServeReplica": "replica beside its engine",
     "DispatchActor": "dispatch actor",

@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 
 from rtr_ray.corpus import OWN, Columns
 from rtr_ray.estimators.base import State
-from rtr_ray.parts import Version, plan_key, plan_part, queries, result_rows, routing_table, table_part
+from rtr_ray.parts import (
+    Version,
+    longest_first,
+    plan_key,
+    plan_part,
+    queries,
+    result_rows,
+    routing_table,
+    table_part,
+)
 from rtr_ray.policies.fixed import FittedFixed
 from rtr_ray.policies.score import FittedScore
 from rtr_ray.pool import Pool
@@ -117,6 +126,12 @@ def test_a_table_part_is_the_block_and_its_routing_table(tmp_path):
     assert part["_cost_usd"].to_pylist()[0] == pytest.approx([51e-6, 910e-6])
     assert table.query_ids == ("q0", "q1")
     assert "_embedding" not in part.column_names
+
+
+def test_rows_are_answered_longest_first_by_powers_of_four_and_neighbours_of_one_power_stay_together():
+    tokens = np.array([100.0, 3.0, 70.0, 255.9, 256.0, 0.0, 4.0, 64.0, 1.9])
+    assert longest_first(tokens).tolist() == [4, 0, 2, 3, 7, 6, 1, 5, 8]
+    assert longest_first(np.array([])).tolist() == []
 
 
 def test_an_image_goes_only_where_the_context_window_bounds_what_it_costs(tmp_path):

@@ -24,6 +24,7 @@ from rtr_ray.parts import (
     Expected,
     Version,
     expected,
+    longest_first,
     plan_key,
     plan_part,
     routing_table,
@@ -200,9 +201,8 @@ def plan_slice(store: Store, one: Slice, pool: Pool, version: Version) -> Planne
             groups.setdefault(candidate, []).append(rows)
     parts: dict[str, tuple[Candidate, int]] = {}
     for candidate, tables in groups.items():
-        whole = pa.concat_tables(tables).sort_by(
-            [("predicted_output_tokens", "descending"), (QUERY_ID, "ascending")]
-        )
+        whole = pa.concat_tables(tables)
+        whole = whole.take(pa.array(longest_first(whole["predicted_output_tokens"].to_numpy())))
         key = plan_key(candidate, one.number)
         write_table(store, key, whole)
         parts[key] = candidate, len(whole)
