@@ -27,7 +27,7 @@ fix: setup  ## what a machine can mend of style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-SUITE ?= encoding table solver ledger startup per_row growth online dispatch fleet gpu
+SUITE ?= encoding table solver ledger startup per_row growth online dispatch fleet gpu prefix_cache
 bench: setup  ## the suite of benchmarks/README.md; SUITE="table ledger" for some, ARGS=--small for those that have it
 	for name in $(SUITE); do $(BIN)/python benchmarks/$$name.py $(ARGS) || exit 1; done
 

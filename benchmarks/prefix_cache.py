@@ -43,6 +43,7 @@ from rtr_ray.parts import longest_first
 MODEL, BLOCK, SEED = "nano", 32, 5  # the CPU backend takes multiples of 32 tokens
 QUESTIONS_OF_A_TEXT = 10
 LONGEST, AT_ONCE = 1024, 16  # tokens of a prompt at most; prompts that are worked on at the same time
+CACHES = (0, AT_ONCE * LONGEST // BLOCK)  # blocks; 0: as many as fit
 Prompt = tuple[str, str, float]
 """What begins it, the question, and how long its answer is believed to be."""
 
@@ -120,15 +121,21 @@ def ask(path: Path, blocks: int) -> None:
         print(json.dumps({"tokens": tokens, "cached": hits}), flush=True)
 
 
-def measure(rows: int, console: Console) -> list[dict[str, Any]]:
-    """A line per cache, corpus and order."""
+def measure(rows: int, console: Console, caches: Sequence[int] = CACHES) -> list[dict[str, Any]]:
+    """A line per cache, corpus and order.
+
+    Args:
+        rows: Of each corpus.
+        console: Told each line.
+        caches: Their blocks, see `told`.
+    """
     jobs = [
         (corpus, order, sent)
         for corpus, prompts in corpora(rows).items()
         for order, sent in orders(corpus, prompts).items()
     ]
     found = []
-    for blocks in (0, AT_ONCE * LONGEST // BLOCK):
+    for blocks in caches:
         counted = told([sent for _, _, sent in jobs], blocks)
         for (corpus, order, _), one in zip(jobs, counted, strict=True):
             share = one["cached"] / one["tokens"]
@@ -144,10 +151,11 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description="Measure the KV prefix cache's hit rate.")
     parser.add_argument("--rows", type=int, default=1_000)
+    parser.add_argument("--small", action="store_true", help="so few that it says whether it works, not more")
     parser.add_argument("--out", type=Path, default=OUT / "prefix_cache.json")
     options = parser.parse_args()
     console = Console()
-    found = measure(options.rows, console)
+    found = measure(40, console, CACHES[1:]) if options.small else measure(options.rows, console)
     table = Table(
         "corpus", "cache", "order", "cached", title="share of the input tokens found in the KV cache"
     )

@@ -23,10 +23,13 @@ SMALL = {
     "fleet": ["--small"],
     "per_row": ["--small"],
     "gpu": ["--small"],
+    "prefix_cache": ["--small"],
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(one, marks=pytest.mark.vllm) if one == "prefix_cache" else one for one in SMALL]
+)
 def test_a_small_run_leaves_the_form_that_all_share(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
