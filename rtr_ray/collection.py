@@ -10,7 +10,7 @@ from rtr_ray.config import CollectFile, load_pool
 from rtr_ray.corpus import Corpus, Split
 from rtr_ray.errors import ConfigError
 from rtr_ray.job import build_grader, check_output, check_sandbox, columns_of
-from rtr_ray.pool import Pool
+from rtr_ray.pool import Pool, fingerprint
 from rtr_ray.reading import open_corpus
 from rtr_ray.types import Candidate
 
@@ -60,6 +60,15 @@ class Collection:
             )
         corpus, splits = open_corpus(keys.path, columns, keys.format, keys.unreadable)
         return cls(file, pool, candidates, grader, corpus, splits, pool.fingerprint)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What must be the same for a collection to go on."""
+        found = {"queries": self.corpus.fingerprint}
+        if any(len(split.extents) > 1 for split in self.splits):
+            # answers are filed by the number of their split, and how files are packed may change one day
+            found["splits"] = fingerprint([split.name for split in self.splits])
+        return found
 
 
 def _chosen(pool: Pool, names: Sequence[str] | None) -> tuple[Candidate, ...]:

@@ -94,7 +94,7 @@ class Extent:
 
     @property
     def bytes(self) -> int:
-        """Of its file, about: a Parquet file's are shared out by nobody, and count whole."""
+        """Of its file, about: where rows are counted instead, the whole file's."""
         return self.file.size if self.rows is not None or self.end is None else self.end - self.start
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -34,15 +33,12 @@ from rtr_ray.corpus import (
 )
 from rtr_ray.errors import DataError
 from rtr_ray.formats import READERS, Format, is_openai_batch
+from rtr_ray.storage import several_at_once
 
-A = TypeVar("A")
-B = TypeVar("B")
 _SNIFFED_FILES = 20
 _LEAST_ROWS, _LEAST_BYTES = 64, 16 << 10  # of a split: below, a worker has more trouble than work
 _SMALL = 16  # extents of so small a share of a split are read several to one split
 _MOST_FILES = 1_000  # of a split: each is opened for itself
-_AT_ONCE = 16  # files that are opened at the same time: a bucket takes its time for each
-_LOOKED_AT = 256  # files whose footers are waited for together
 
 
 def open_corpus(
@@ -64,7 +60,8 @@ def open_corpus(
         columns: Which columns mean what.
         format: auto, parquet, jsonl, csv, openai_batch.
         unreadable: What becomes of a file that cannot be read: refuse the corpus, or go on without it.
-        split_rows: About how many rows a split has; of JSONL, `split_bytes`.
+        split_rows: About how many rows a split has; of JSONL, `split_bytes`. Files of which a sixteenth of
+            that is not reached are read several to a split.
         least_splits: Smaller splits are made of a small corpus, so that so many workers have some.
 
     Raises:
@@ -91,10 +88,14 @@ def open_corpus(
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             return None, [], error
 
-    def begin(number: int) -> tuple[pa.Schema | None, list[Extent], Exception | None]:
-        return look(files[number], kind != "jsonl" or number < _SNIFFED_FILES)
+    def begin(number: int) -> tuple[pa.Schema | None, list[Extent], Exception | None] | None:
+        file = files[number]
+        if kind != "parquet" and file.size > split_bytes:  # read whole: not several at once
+            return None
+        return look(file, kind != "jsonl" or number < _SNIFFED_FILES)
 
-    for file, (found, more, error) in zip(files, _together(begin, range(len(files))), strict=True):
+    for file, begun in zip(files, several_at_once(begin, range(len(files))), strict=True):
+        found, more, error = begun or look(file, schema is None or kind != "jsonl")
         if schema is None and found is None and error is None:  # of lines, and no file before had one
             found, more, error = look(file, True)
         if error is not None:
@@ -142,13 +143,6 @@ def _packed(extents: Sequence[Extent], rows: int, size: int, files: int) -> Iter
         held.append(extent)
     if held:
         yield Split(tuple(held))
-
-
-def _together(work: Callable[[A], B], items: Sequence[A]) -> Iterator[B]:
-    """What comes of the items, in their order, several at the same time; none far ahead of who asks."""
-    with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(items)))) as threads:
-        for begin in range(0, len(items), _LOOKED_AT):
-            yield from threads.map(work, items[begin : begin + _LOOKED_AT])
 
 
 def cut_file(reader: Format, system: pafs.FileSystem, file: File, rows: int, size: int) -> list[Extent]:
@@ -205,14 +199,15 @@ def read_split(corpus: Corpus, split: Split, rows: int) -> Iterator[pa.Table]:
     under the names that they will have in the results.
 
     Raises:
-        DataError: If the file cannot be read after all.
+        DataError: If a file cannot be read after all.
     """
+    filesystem(corpus.uri)  # once, before threads ask for it at the same time
     if len(split.extents) == 1:
         yield from _read(corpus, split.extents[0], rows)
         return
     held: list[pa.Table] = []
     count = 0
-    for blocks in _together(lambda extent: list(_read(corpus, extent, rows)), split.extents):
+    for blocks in several_at_once(lambda extent: list(_read(corpus, extent, rows)), split.extents):
         for block in blocks:
             if held and count + len(block) > rows:
                 yield pa.concat_tables(held).combine_chunks()

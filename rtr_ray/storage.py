@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlparse
 
 import pyarrow as pa
@@ -18,6 +19,11 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from rtr_ray.errors import StorageError
+
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
+_AT_ONCE = 16  # objects that are read at the same time
+_LOOKED_AT = 256  # objects that are waited for together
 
 
 class Store(Protocol):
@@ -89,6 +95,18 @@ def read_metadata(store: Store, key: str) -> pq.FileMetaData:
     """
     with _whole(store, key), store.open(key) as file:
         return pq.ParquetFile(file).metadata
+
+
+def several_at_once(work: Callable[[Asked], Found], items: Sequence[Asked]) -> Iterator[Found]:
+    """What comes of the items, in their order, several at the same time: a bucket takes its time for each.
+
+    Args:
+        work: Reads one; may raise, and is not asked for many more then.
+        items: To be read.
+    """
+    with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(items)))) as threads:
+        for begin in range(0, len(items), _LOOKED_AT):  # none far ahead of who asks
+            yield from threads.map(work, items[begin : begin + _LOOKED_AT])
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
@@ -18,8 +19,11 @@ Made = TypeVar("Made")
 
 
 def allocate_thriftily() -> None:
-    """From now on Arrow takes memory from the system's allocator, from which `give_back` can give it back."""
-    if pa.default_memory_pool().backend_name != "system":
+    """From now on Arrow takes memory from the system's allocator, from which `give_back` can give it back.
+
+    Unless the user has chosen an allocator (ARROW_DEFAULT_MEMORY_POOL).
+    """
+    if "ARROW_DEFAULT_MEMORY_POOL" not in os.environ and pa.default_memory_pool().backend_name != "system":
         pa.set_memory_pool(pa.system_memory_pool())
 
 

@@ -291,6 +291,18 @@ def test_everything_outside_of_distributed_is_imported_without_anything_heavy():
     assert done.stdout.split() == []
 
 
+def test_what_runs_as_a_task_over_and_over_is_imported_without_serve_and_ray_data():
+    code = (
+        "import sys; {}; print(*sorted(set(sys.modules) & {{'ray.serve', 'ray.data', 'pandas', 'fastapi'}}))"
+    )
+    names = ("planning", "rest", "tallies", "cell_tasks", "ledger_actor")
+    imports = "; ".join(f"import rtr_ray.distributed.{name}" for name in names)
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(imports)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
+
+
 def test_what_trains_and_encodes_is_imported_without_ray_and_vllm():
     done = imported_without(("ray", "vllm"), ["rtr_ray.encoders.sentence", "rtr_ray.estimators.rtr"])
     assert done.returncode == 0, done.stderr[-2000:]

@@ -154,6 +154,15 @@ def test_one_broken_file_of_many_is_named_or_set_aside(tmp_path):
     assert len(corpus.files) == 299
 
 
+def test_of_several_files_in_a_split_the_one_that_has_gone_is_named(tmp_path):
+    for number in range(3):
+        jsonl(tmp_path / f"{number}.jsonl", {"query": "a"})
+    corpus, (split,) = open_corpus(str(tmp_path), Columns())
+    (tmp_path / "1.jsonl").unlink()
+    with pytest.raises(DataError, match=r"1\.jsonl"):
+        list(read_split(corpus, split, 10))
+
+
 def test_a_tiny_corpus_is_not_split_for_many_workers(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", *({"query": "a"} for _ in range(60)))
     assert len(open_corpus(str(path), Columns(), least_splits=8)[1]) == 1

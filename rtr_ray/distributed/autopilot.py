@@ -24,6 +24,7 @@ from rtr_ray.distributed.planning import SLICES, PlannedSlice, plan_slices
 from rtr_ray.distributed.rest import gather_skipped, move, moved_counts, rest_key
 from rtr_ray.distributed.steering import Steering
 from rtr_ray.slices import Slice
+from rtr_ray.storage import several_at_once
 from rtr_ray.types import Candidate
 
 _AHEAD_SHARE = 1 / 8  # of all rows may be planned and not answered yet; else nothing is left to correct
@@ -88,9 +89,7 @@ class Autopilot:
     insists: bool = True  # rows that the budget did not reach are tried again at the end
     unrouted: int = 0
     _planned: dict[int, PlannedSlice] = field(default_factory=dict)
-    _planning: dict[Any, Sequence[Slice]] = field(
-        default_factory=dict
-    )  # what Ray gives for a task -> its own
+    _planning: dict[Any, Sequence[Slice]] = field(default_factory=dict)  # Ray's task -> its slices
     _ready: list[Part] = field(default_factory=list)  # to be given out
     _open: dict[str, _Expected] = field(default_factory=dict)  # by key
     _unread: dict[str, _Expected] = field(default_factory=dict)  # finished, not learned from; by short name
@@ -107,7 +106,7 @@ class Autopilot:
         """
         folder, uri = self.steering.folder, self.steering.folder.store.uri
         keys = folder.store.keys(SLICES)
-        found = map(folder.read_json, keys)
+        found = several_at_once(folder.read_json, keys)
         earlier = [PlannedSlice.from_json(one) for one in found if one is not None]
         for one in earlier:
             if one.slice.ids is not None:  # it may have been broken off just before
@@ -192,9 +191,10 @@ class Autopilot:
 
     def _plan(self, slices: Sequence[Slice]) -> None:
         """Begin to; small slices several to a task, since a worker that starts costs more than they do."""
-        steering, together = self.steering, max(_ROWS_PER_TASK // self._rows_each, 1)
-        for i in range(0, len(slices), together):
-            some = slices[i : i + together]
+        steering, most = self.steering, max(_ROWS_PER_TASK // self._rows_each, 1)
+        pilot, others = [one for one in slices if one.is_pilot], [one for one in slices if not one.is_pilot]
+        # the pilot by itself: what it teaches should wait for nobody
+        for some in filter(None, [pilot, *(others[i : i + most] for i in range(0, len(others), most))]):
             task = plan_slices.remote(steering.folder.store.uri, some, steering.pool, steering.version)
             self._planning[task] = some
 

@@ -65,7 +65,7 @@ def collect(work: Collection, screen: Screen, fresh: bool = False) -> dict[str, 
     # a grown pool or sample goes on in the same folder; other queries do not
     folder, aside = RunFolder.open(
         f"{file.output.rstrip('/')}/_run",
-        {"queries": work.corpus.fingerprint},
+        work.fingerprints,
         yaml.safe_dump(json.loads(file.model_dump_json())),
         fresh,
         screen.say,

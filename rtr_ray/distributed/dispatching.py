@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from rtr_ray.pool import Deployment, Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.storage import Store, open_store, read_table
 from rtr_ray.terms import Terms
-from rtr_ray.thrift import allocate_thriftily
+from rtr_ray.thrift import allocate_thriftily, give_back
 from rtr_ray.types import Candidate, Request, Usage
 
 _LONGEST = "predicted_output_tokens_p95"
@@ -47,6 +48,7 @@ _SETTLING = (
 )
 _LEAST_PARTS = 3  # that an actor works on at a time: the next begin while the last answers of one run
 _MOST_PARTS = 48  # however small they are
+_TIDY_S = 5.0
 
 
 def most_in_flight(deployment: Deployment, keys: DispatchKeys) -> int:
@@ -80,6 +82,7 @@ class DispatchActor:
         self._opening = asyncio.Lock()
         self._running: list[Dispatcher] = []
         self._draining = False
+        self._tidied_s = -math.inf
 
     async def answer(self, key: str, handle: tuple[str, str] | None) -> bool:
         """Answer a plan part; tells whether all of it is durable now.
@@ -135,7 +138,14 @@ class DispatchActor:
         finally:
             self._running.remove(dispatcher)
         await books.finish()
+        await self._tidy()
         return not self._draining
+
+    async def _tidy(self) -> None:
+        """Give memory back now and then: parts are many where they are small."""
+        if time.monotonic() - self._tidied_s >= _TIDY_S:
+            self._tidied_s = time.monotonic()
+            await asyncio.to_thread(give_back)
 
     async def drain(self) -> None:
         """Send nothing more; what has been sent is waited for and made durable."""

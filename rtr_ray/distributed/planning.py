@@ -34,7 +34,7 @@ from rtr_ray.policies.base import Policy, Sketch, merged
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.slices import Slice
-from rtr_ray.storage import Store, open_store, read_table, write_table
+from rtr_ray.storage import Store, open_store, read_table, several_at_once, write_table
 from rtr_ray.thrift import thrifty
 from rtr_ray.types import Candidate
 
@@ -200,12 +200,15 @@ def plan_slice(store: Store, one: Slice, pool: Pool, version: Version) -> Planne
         for candidate, rows in planned.rows.items():
             groups.setdefault(candidate, []).append(rows)
     parts: dict[str, tuple[Candidate, int]] = {}
+    wholes: list[tuple[str, pa.Table]] = []
     for candidate, tables in groups.items():
         whole = pa.concat_tables(tables)
         whole = whole.take(pa.array(longest_first(whole["predicted_output_tokens"].to_numpy())))
         key = plan_key(candidate, one.number)
-        write_table(store, key, whole)
+        wholes.append((key, whole))
         parts[key] = candidate, len(whole)
+    for _ in several_at_once(lambda part: write_table(store, *part), wholes):
+        pass
     unrouted = pa.concat_tables(nowhere) if nowhere else None
     if unrouted is not None and len(unrouted):
         write_table(store, unrouted_key(one.number), unrouted)

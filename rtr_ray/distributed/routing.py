@@ -33,7 +33,7 @@ from rtr_ray.reading import read_split
 from rtr_ray.router import Router, RouterFolder
 from rtr_ray.run_folder import TABLES
 from rtr_ray.schemas import stamp, stamped
-from rtr_ray.storage import Store, open_store, read_metadata, read_table, write_table
+from rtr_ray.storage import Store, open_store, read_metadata, read_table, several_at_once, write_table
 from rtr_ray.thrift import thrifty
 from rtr_ray.types import FloatArray
 
@@ -230,6 +230,10 @@ def _prefetched(blocks: Iterator[pa.Table], ahead: int) -> Iterator[pa.Table]:
         stop.set()
 
 
+def _written(store: Store, key: str) -> TablePart:
+    return TablePart(key, **stamp(read_metadata(store, key).metadata, "facts"))
+
+
 def write_tables(work: RoutingWork, splits: Sequence[Split]) -> Iterator[TablePart]:
     """Compute the table parts that are not there yet; those that are come first.
 
@@ -237,15 +241,9 @@ def write_tables(work: RoutingWork, splits: Sequence[Split]) -> Iterator[TablePa
         What is known of each part, as it is written.
     """
     store = open_store(work.output)
-    there = set(store.keys(TABLES))
-    missing = []
-    for split in splits:
-        key = table_key(split)
-        if key in there:
-            facts = stamp(read_metadata(store, key).metadata, "facts")
-            yield TablePart(key, **facts)
-        else:
-            missing.append(split)
+    keys, there = [table_key(split) for split in splits], set(store.keys(TABLES))
+    yield from several_at_once(lambda key: _written(store, key), [key for key in keys if key in there])
+    missing = [split for split, key in zip(splits, keys, strict=True) if key not in there]
     if not missing:
         return
     actors = work.keys.actors

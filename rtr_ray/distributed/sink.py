@@ -30,7 +30,6 @@ from rtr_ray.pool import Pool
 from rtr_ray.run_folder import RESULTS, insist
 from rtr_ray.schemas import WRITTEN, stamped
 from rtr_ray.storage import Store, write_table
-from rtr_ray.thrift import thrifty
 from rtr_ray.types import Outcome
 
 _Ready = tuple[Outcome, float | None]  # an outcome and its grade
@@ -192,11 +191,7 @@ class Sink:
             samples = pa.array([outcome.sample for outcome, _ in ready], pa.int32())
             table = table.drop_columns([SAMPLE]).append_column(SAMPLE, samples)
         table = stamped(table, **{WRITTEN: datetime.now(UTC).isoformat(timespec="milliseconds")})
-        await asyncio.to_thread(self._insist, key, table)
-
-    @thrifty
-    def _insist(self, key: str, table: pa.Table) -> None:
-        insist(lambda: write_table(self.store, key, table))
+        await asyncio.to_thread(insist, lambda: write_table(self.store, key, table))
 
 
 def _explained(error: Exception) -> ExecutionError:
