@@ -129,9 +129,15 @@ def _whole(store: Store, key: str) -> Iterator[None]:
 
 def write_table(store: Store, key: str, table: pa.Table, row_group_rows: int = 65_536) -> None:
     """Write a Parquet object, whole."""
+    store.write(key, parquet(table, row_group_rows))
+
+
+def parquet(table: pa.Table, row_group_rows: int = 65_536) -> bytes:
+    """What `write_table` writes."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
-    store.write(key, sink.getvalue().to_pybytes())
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def _aside(name: str) -> str:

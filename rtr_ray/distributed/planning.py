@@ -34,13 +34,14 @@ from rtr_ray.policies.base import Policy, Sketch, merged
 from rtr_ray.pool import Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.slices import Slice
-from rtr_ray.storage import Store, open_store, read_table, several_at_once, write_table
+from rtr_ray.storage import Store, open_store, parquet, read_table, several_at_once, write_table
 from rtr_ray.thrift import thrifty
 from rtr_ray.types import Candidate
 
 SLICES = "slices/"
 _NUMBERS = [QUERY_ID, ROW_ERROR, *(f"_{name}" for name in ESTIMATES), "_allowed"]
 _TOGETHER = 8  # slices that one task sketches
+_AT_A_TIME = 4_096  # rows that are computed with
 _LOOKED_AT = 64  # plan parts that one task looks back at
 
 
@@ -87,7 +88,7 @@ def slice_key(one: Slice) -> str:
 
 
 def _tables(store: Store, one: Slice, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a slice, by table part."""
+    """The rows of a slice, some at a time: what is computed of them takes more memory than they do."""
     ids = None
     if one.ids is not None:
         ids = read_table(store, one.ids, [QUERY_ID])[QUERY_ID].combine_chunks()
@@ -97,7 +98,9 @@ def _tables(store: Store, one: Slice, columns: Sequence[str] | None = None) -> I
             keep = pc.is_in(part[QUERY_ID], ids)
         else:
             keep = pa.array(one.rows(part[QUERY_ID].to_pylist()))
-        yield part.filter(keep)
+        rows = part.filter(keep)
+        for begin in range(0, max(len(rows), 1), _AT_A_TIME):
+            yield rows.slice(begin, _AT_A_TIME)
 
 
 @ray.remote(num_cpus=1, max_retries=5)
@@ -200,14 +203,14 @@ def plan_slice(store: Store, one: Slice, pool: Pool, version: Version) -> Planne
         for candidate, rows in planned.rows.items():
             groups.setdefault(candidate, []).append(rows)
     parts: dict[str, tuple[Candidate, int]] = {}
-    wholes: list[tuple[str, pa.Table]] = []
+    written: list[tuple[str, bytes]] = []
     for candidate, tables in groups.items():
         whole = pa.concat_tables(tables)
         whole = whole.take(pa.array(longest_first(whole["predicted_output_tokens"].to_numpy())))
         key = plan_key(candidate, one.number)
-        wholes.append((key, whole))
+        written.append((key, parquet(whole)))  # one by one, for the memory; a bucket takes them all at once
         parts[key] = candidate, len(whole)
-    for _ in several_at_once(lambda part: write_table(store, *part), wholes):
+    for _ in several_at_once(lambda part: store.write(*part), written):
         pass
     unrouted = pa.concat_tables(nowhere) if nowhere else None
     if unrouted is not None and len(unrouted):
