@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-import time
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -38,7 +37,6 @@ from rtr_ray.pool import Deployment, Pool
 from rtr_ray.run_folder import RESULTS
 from rtr_ray.storage import Store, open_store, read_table
 from rtr_ray.terms import Terms
-from rtr_ray.thrift import allocate_thriftily, give_back
 from rtr_ray.types import Candidate, Request, Usage
 
 _LONGEST = "predicted_output_tokens_p95"
@@ -48,7 +46,6 @@ _SETTLING = (
 )
 _LEAST_PARTS = 3  # that an actor works on at a time: the next begin while the last answers of one run
 _MOST_PARTS = 48  # however small they are
-_TIDY_S = 5.0
 
 
 def most_in_flight(deployment: Deployment, keys: DispatchKeys) -> int:
@@ -74,7 +71,6 @@ class DispatchActor:
     """Answers plan parts."""
 
     def __init__(self, work: DispatchWork) -> None:
-        allocate_thriftily()
         self._work = work
         self._store = open_store(work.output)
         self._gate = Gate(most_in_flight(work.deployment, work.keys))
@@ -82,7 +78,6 @@ class DispatchActor:
         self._opening = asyncio.Lock()
         self._running: list[Dispatcher] = []
         self._draining = False
-        self._tidied_s = -math.inf
 
     async def answer(self, key: str, handle: tuple[str, str] | None) -> bool:
         """Answer a plan part; tells whether all of it is durable now.
@@ -138,14 +133,7 @@ class DispatchActor:
         finally:
             self._running.remove(dispatcher)
         await books.finish()
-        await self._tidy()
         return not self._draining
-
-    async def _tidy(self) -> None:
-        """Give memory back now and then: parts are many where they are small."""
-        if time.monotonic() - self._tidied_s >= _TIDY_S:
-            self._tidied_s = time.monotonic()
-            await asyncio.to_thread(give_back)
 
     async def drain(self) -> None:
         """Send nothing more; what has been sent is waited for and made durable."""
