@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 
 import psutil
 
-_EVERY_S = 0.5
+from benchmarks._looking import EVERY_S
 
 
 @dataclass(slots=True)
@@ -23,26 +22,9 @@ class CpuWatch:
 
     kinds: Mapping[str, str]
     _looks: list[tuple[float, dict[int, tuple[str, float]]]] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
 
-    def __enter__(self) -> CpuWatch:
-        self._look()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        assert self._thread is not None
-        self._thread.join()
-        self._look()
-
-    def _run(self) -> None:
-        while not self._over.wait(_EVERY_S):
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Add up what each process has used so far."""
         found = {}
         for process in psutil.process_iter(["cmdline", "cpu_times"]):
             title = " ".join(process.info["cmdline"] or [])
@@ -55,9 +37,9 @@ class CpuWatch:
     def cores(self, last_s: float) -> dict[str, float]:
         """How much of a core each kind used in the last seconds, largest first."""
         end_s, last = self._looks[-1]
-        begin_s, first = next(look for look in self._looks if look[0] >= end_s - last_s - _EVERY_S)
+        begin_s, first = next(look for look in self._looks if look[0] >= end_s - last_s - EVERY_S)
         used: dict[str, float] = defaultdict(float)
         for pid, (kind, seconds) in last.items():
             used[kind] += seconds - first.get(pid, (kind, 0.0))[1]
-        took_s = max(end_s - begin_s, _EVERY_S)
+        took_s = max(end_s - begin_s, EVERY_S)
         return {kind: seconds / took_s for kind, seconds in sorted(used.items(), key=lambda one: -one[1])}

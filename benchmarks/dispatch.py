@@ -43,6 +43,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._cpu import CpuWatch
+from benchmarks._looking import looking
 from benchmarks._report import OUT, report
 from benchmarks.simulation.cluster import cluster
 from rtr_ray.config import JobFile, load_pool
@@ -299,7 +300,8 @@ def measure(
         ready = {way: stack.enter_context(opened[way]()) for way in ways}
         for number in range(rounds):
             for way in ways if number % 2 == 0 else reversed(ways):
-                with CpuWatch(PROCESSES) as cpu:
+                cpu = CpuWatch(PROCESSES)
+                with looking(cpu.look):
                     turn = ready[way]()
                 turns[way].append(turn | {"cores": cpu.cores(turn["seconds"])})
                 console.print(f"{way}: {turns[way][-1]}", highlight=False)

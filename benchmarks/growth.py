@@ -18,6 +18,7 @@ other two write growth-tiny.json and growth-plan.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -25,7 +26,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -42,6 +42,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks._looking import looking
 from benchmarks._report import OUT, report
 from benchmarks.simulation.cluster import BIN, ROOT, cluster
 from benchmarks.simulation.engine import serving
@@ -69,34 +70,19 @@ FLAT, END_TO_END_PER_S, SHARE_OF_COPY, ROUTING_PER_S = 1.2, 2_000, 0.5, 20_000
 
 @dataclass(slots=True)
 class Watch:
-    """The most that each kind of process has held for itself, looked at twice a second."""
+    """The most that each kind of process has held for itself, as often as it was looked at."""
 
     head: int | None  # process whose children are the workers; None: those are not looked at
     driver: int
     peak_mib: dict[str, float] = field(default_factory=dict)
-    _over: threading.Event = field(default_factory=threading.Event)
-    _thread: threading.Thread | None = None
 
-    def __enter__(self) -> Watch:
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        assert self._thread is not None
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(0.5):
-            self._look("driver", self.driver)
-            if self.head is None:
-                continue
-            try:
-                children = psutil.Process(self.head).children(recursive=True)
-            except psutil.NoSuchProcess:
-                return
-            for child in children:
+    def look(self) -> None:
+        """Once."""
+        self._look("driver", self.driver)
+        if self.head is None:
+            return
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.head).children(recursive=True):
                 self._look(None, child.pid)
 
     def _look(self, kind: str | None, pid: int) -> None:
@@ -181,7 +167,8 @@ def watched(command: str, job: Path, head: int | None) -> Watch:
             [str(BIN / "rtr-ray"), command, "--config", str(job)],
             stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT,
         )  # fmt: skip
-        with Watch(head, process.pid) as watch:
+        watch = Watch(head, process.pid)
+        with looking(watch.look):
             code = process.wait()
     if code:
         raise SystemExit((job.parent / f"{job.stem}.log").read_text()[-2000:])

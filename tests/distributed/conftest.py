@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 _CHANGED = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "HF_HUB_OFFLINE")  # of this process's environment
 
 
+MARK = "RTR_TEST_CLUSTER"  # in the environment of all of a cluster's processes: which one it is
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A running cluster."""
@@ -80,6 +83,7 @@ def _started() -> Iterator[Cluster]:
         "PYTHONPATH": str(ROOT),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        MARK: folder,
     }
     arguments = [
         "--head", "--block", "--disable-usage-stats", "--num-cpus=8", "--num-gpus=2",

@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks._cpu import CpuWatch
+from benchmarks._looking import looking
 from benchmarks.dispatch import figures_of
 from benchmarks.growth import growth, measure, printed
 from tests.distributed.conftest import Cluster
@@ -49,7 +50,8 @@ def test_who_uses_the_processor_is_told_by_process() -> None:
     program = "for _ in range(10**9): pass  # busy-for-a-test"
     with subprocess.Popen([sys.executable, "-c", program]) as busy:
         try:
-            with CpuWatch({"busy-for-a-test": "busy", "no such process": "idle"}) as watch:
+            watch = CpuWatch({"busy-for-a-test": "busy", "no such process": "idle"})
+            with looking(watch.look):
                 for _ in range(1200):
                     if (used := psutil.Process(busy.pid).cpu_times().user) >= 0.5:
                         break

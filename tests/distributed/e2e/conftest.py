@@ -16,7 +16,7 @@ import yaml
 
 from rtr_ray.config import load_pool, pool_path
 from rtr_ray.embedded.questions import draw
-from tests.distributed.conftest import Cluster
+from tests.distributed.conftest import MARK, Cluster
 from tests.distributed.e2e.serving import Online, online_endpoint
 from tests.distributed.workbench import Workbench
 
@@ -100,10 +100,12 @@ def questions(
     pq.write_table(table, bench.folder / "corpus.parquet", row_group_size=200)
 
 
-def engine_processes() -> set[int]:
-    """vLLM's own processes on this machine, by the names that vLLM gives them."""
+def engine_processes(cluster: Cluster) -> set[int]:
+    """vLLM's own processes on a cluster, by the names that vLLM gives them; other tests may have theirs."""
     found = set()
     for process in psutil.process_iter(["pid", "name", "cmdline"]):
         if "VLLM::" in " ".join([process.info["name"] or "", *(process.info["cmdline"] or [])]):
-            found.add(process.info["pid"])
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.environ().get(MARK) == cluster.environment[MARK]:
+                    found.add(process.info["pid"])
     return found

@@ -17,6 +17,7 @@ import ray
 
 from rtr_ray.distributed.ledger_actor import NAMESPACE, ledger_name
 from rtr_ray.storage import open_store
+from tests.distributed.conftest import Cluster
 from tests.distributed.e2e.conftest import embedded_part, engine_processes, questions
 from tests.distributed.workbench import Workbench, money
 
@@ -40,14 +41,14 @@ def _out(bench: Workbench) -> int:
         return 0
 
 
-def _engine(others: set[int]) -> psutil.Process:
+def _engine(cluster: Cluster, others: set[int]) -> psutil.Process:
     """The engine process that the job under test has started.
 
     What it forks bears its name until it has one of its own, and may be gone when we look closer.
     """
     for _ in range(200):
         with contextlib.suppress(psutil.NoSuchProcess):
-            found = [psutil.Process(pid) for pid in engine_processes() - others]
+            found = [psutil.Process(pid) for pid in engine_processes(cluster) - others]
             cores = {one.pid: one for one in found if "EngineCore" in one.name()}
             own = [one for one in cores.values() if one.ppid() not in cores]
             if len(own) == 1:
@@ -56,7 +57,7 @@ def _engine(others: set[int]) -> psutil.Process:
     raise AssertionError("the job's own engine was not found")
 
 
-def _kill_both(bench: Workbench, others: set[int], over: threading.Event) -> dict[str, int]:
+def _kill_both(bench: Workbench, cluster: Cluster, others: set[int], over: threading.Event) -> dict[str, int]:
     """End the engine process below the replica, with many requests out; when it is back, the replica.
 
     Gives how many were out at each blow, as far as it came until the run was over.
@@ -68,7 +69,7 @@ def _kill_both(bench: Workbench, others: set[int], over: threading.Event) -> dic
         while _durable(bench) < durable + BETWEEN or (out := _out(bench)) < OUT:
             if over.wait(0.02):
                 return killed
-        engine = _engine(others)
+        engine = _engine(cluster, others)
         replica = next(one for one in engine.parents() if "ServeReplica" in " ".join(one.cmdline()))
         os.kill(engine.pid if victim == "engine" else replica.pid, signal.SIGKILL)
         killed[victim], durable = out, _durable(bench)
@@ -76,14 +77,14 @@ def _kill_both(bench: Workbench, others: set[int], over: threading.Event) -> dic
 
 
 def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_process(
-    nano: Workbench,
+    nano: Workbench, connected: Cluster
 ) -> None:
     embedded_part(nano, "nano", {"cot": {}})
     questions(nano, COUNT)
-    others = engine_processes()  # those of the served pool, if another test started it
+    others = engine_processes(connected)  # those of the served pool, if another test started it
     over = threading.Event()
     with ThreadPoolExecutor(1) as beside:
-        killing = beside.submit(_kill_both, nano, others, over)
+        killing = beside.submit(_kill_both, nano, connected, others, over)
         try:
             found = nano.run(
                 policy={"kind": "fixed", "candidate": "nano:cot"},
@@ -102,7 +103,7 @@ def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_
     assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
     assert max(results["attempts"].to_pylist()) > 1
     deadline = time.monotonic() + 30
-    while (left := engine_processes() - others) and time.monotonic() < deadline:
+    while (left := engine_processes(connected) - others) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"{len(left)} engine processes outlived the job"
 
