@@ -89,13 +89,14 @@ def open_corpus(
             return None, [], error
 
     def begin(number: int) -> tuple[pa.Schema | None, list[Extent], Exception | None] | None:
-        file = files[number]
-        if kind != "parquet" and file.size > split_bytes:  # read whole: not several at once
+        if kind != "parquet" and files[number].size > split_bytes:  # read whole: not several at once
             return None
-        return look(file, kind != "jsonl" or number < _SNIFFED_FILES)
+        return look(files[number], sniffed[number])
 
-    for file, begun in zip(files, several_at_once(begin, range(len(files))), strict=True):
-        found, more, error = begun or look(file, schema is None or kind != "jsonl")
+    sniffed = [kind != "jsonl" or number < _SNIFFED_FILES for number in range(len(files))]
+    begun = several_at_once(begin, range(len(files)))
+    for file, sniff, one in zip(files, sniffed, begun, strict=True):
+        found, more, error = one or look(file, sniff)
         if schema is None and found is None and error is None:  # of lines, and no file before had one
             found, more, error = look(file, True)
         if error is not None:

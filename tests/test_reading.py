@@ -154,6 +154,15 @@ def test_one_broken_file_of_many_is_named_or_set_aside(tmp_path):
     assert len(corpus.files) == 299
 
 
+@pytest.mark.parametrize("split_bytes", [20, 1 << 20])
+def test_columns_that_a_later_file_adds_are_kept_however_large_the_files_are(tmp_path, split_bytes):
+    jsonl(tmp_path / "0.jsonl", {"query": "the first"}, {"query": "the second"})
+    jsonl(tmp_path / "1.jsonl", {"query": "the third", "more": 3}, {"query": "the fourth"})
+    corpus = opened(tmp_path, split_bytes=split_bytes)
+    assert corpus.schema.names == ["query", "more"]
+    assert [row["more"] for row in rows_of(tmp_path, split_bytes=split_bytes)] == [None, None, 3, None]
+
+
 def test_of_several_files_in_a_split_the_one_that_has_gone_is_named(tmp_path):
     for number in range(3):
         jsonl(tmp_path / f"{number}.jsonl", {"query": "a"})
