@@ -53,7 +53,7 @@ class Served:
                 *(results[c].to_pylist() for c in ("query_id", "correct", "cost_usd")), strict=True
             )
         }
-        ids = tuple(name for name in cells if name in routed)
+        ids = tuple(sorted(name for name in cells if name in routed))  # an interval draws by place
         lacking = [name for name in ids if len(cells[name]) < len(names)]
         if not ids:
             raise DataError("The outcomes and the results have no query in common.")
