@@ -297,7 +297,10 @@ class _Run:
     ) -> Autopilot:
         job, ledger = self.job, answering.ledger
         assert planning.version is not None
+        tally, settled = count_results(self.folder)
         candidates = [Candidate.parse(row["candidate"]) for row in plan["by_candidate"]]
+        if sum(tally.rows.values()) - tally.rows["skipped_budget"] == plan["rows"]:
+            candidates = []  # all is answered: no engine is needed, nor need one be there
         used = {job.pool.deployment(candidate).id for candidate in candidates}
         steering = Steering(
             self.folder,
@@ -318,7 +321,7 @@ class _Run:
             lambda rows: ray.get(ledger.unskip.remote(rows)),
             insists=only is None,
         )
-        feed.resume(count_results(self.folder)[1])
+        feed.resume(settled)
         return feed
 
     def _check_books(self, tally: Tally, snapshot: Any) -> None:

@@ -42,6 +42,14 @@ def metered_usd(bench: Workbench) -> Decimal:
     )
 
 
+def test_a_run_that_is_complete_needs_no_engine_to_be_shown_again(bench: Workbench) -> None:
+    bench.corpus(300)
+    with bench.serving():
+        found = bench.run()
+    again = bench.run()  # nobody serves any more
+    assert (again["rows"], again["cost_usd"]["spent"]) == (found["rows"], found["cost_usd"]["spent"])
+
+
 def test_every_row_comes_back_once_with_the_users_columns_and_every_cent_adds_up(bench: Workbench) -> None:
     bench.corpus(500)
     with bench.serving():
