@@ -56,9 +56,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Say at once what failed: a session that is ended from outside never gets to its summary."""
-    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+    again = report.outcome == "rerun"  # .ci/run tries once more, and whoever reads its log is to know of it
+    if (report.failed or again) and "PYTEST_XDIST_WORKER" not in os.environ:
+        what = "failed, and is tried once more" if again else "failed"
         why = str(report.longrepr).strip().splitlines()[-1:]
-        sys.__stdout__.write(f"\nfailed: {report.nodeid} ({report.when}): {' '.join(why)[:300]}\n")
+        sys.__stdout__.write(f"\n{what}: {report.nodeid} ({report.when}): {' '.join(why)[:300]}\n")
         sys.__stdout__.flush()
 
 
