@@ -183,14 +183,13 @@ def test_a_program_under_which_the_sandbox_dies_twice_is_lost(box: Box) -> None:
 
 
 def test_a_zygote_that_hangs_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "_GRACE_S", -59.5)  # half a second after it began
-
     async def main() -> None:
         async with Sandbox(concurrency=1) as sandbox:
             launcher = sandbox.launcher_pid
             assert launcher is not None
             (zygote,) = children(launcher)
             os.kill(zygote, signal.SIGSTOP)
+            monkeypatch.setattr(connection, "_GRACE_S", -59.5)  # it counts as stuck after half a second
             run = asyncio.create_task(sandbox.run("print(1)", limits=Limits(wall_s=60.0)))
             while sandbox.launcher_pid == launcher and not run.done():
                 await asyncio.sleep(0.01)
