@@ -52,7 +52,7 @@ def test_ray_exports_what_the_dashboard_asks_for(online: Online) -> None:
         )
     assert online.call("/v1/chat/completions", {"model": "nobody", "messages": ASK})[0] == 404
     port = exporting(online.pid)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while missing := wanted - exported(port):
         assert time.monotonic() < deadline, missing
         time.sleep(1)
