@@ -98,6 +98,7 @@ class _Run:
         while True:
             code = self._session()
             self.found.exit_codes.append(code)
+            self._left()  # actors of a driver that was killed go on asking until Ray has ended them
             self.exposed.append(in_flight(self.bench, self.reading))
             self.found.completed = code in DONE
             if self.found.completed:
@@ -228,7 +229,7 @@ class _Run:
 
     def _left(self) -> int:
         """How many actors of the run are there some time after its end."""
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 60
         while True:
             processes = self.site.cluster.processes()
             left = sum(len(victims.find(name, processes)) for name in victims.OURS)

@@ -16,7 +16,7 @@ from rtr_ray.errors import StorageError
 from rtr_ray.gate import Caller, Gate, Hold, Refusal
 from rtr_ray.keys import Ask, KeyGate, KeyStore, Limits, LocalBank
 from rtr_ray.keys.operations import Operation, Result
-from tests.keys.bench import offer, opened, sums, usd
+from tests.keys.bench import Clock, offer, opened, sums, usd
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Recording:
 
 
 async def until(done: Any) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if done():
             return
         await asyncio.sleep(0.01)
@@ -205,14 +205,17 @@ async def test_keys_that_do_not_answer_are_not_waited_for(tmp_path):
 
 
 async def test_the_lease_is_renewed_as_long_as_an_answer_is_generated(tmp_path):
-    store = KeyStore(tmp_path / "keys.sqlite", lease_s=0.6)
-    _, key = store.create("ann", Limits(total_usd=usd(1)))
-    gate = KeyGate(LocalBank(store), lease_s=0.06)
-    held = await gate.reserve(Caller(key.id, "ann"), [offer("0.5")])
+    clock = Clock()
+    store, _, caller = one_key(tmp_path, clock=clock, lease_s=60)
+    bank = Recording(store)
+    gate = KeyGate(bank, lease_s=0.06)
+    held = await gate.reserve(caller, [offer("0.5")])
     assert isinstance(held, Hold)
-    for _ in range(10):
-        await asyncio.sleep(0.1)
+    for _ in range(10):  # each time in the last third of a lease
+        clock.pass_by(50)
         store.apply("other", [])
+        heard = len(bank.calls)
+        await until(lambda heard=heard: len(bank.calls) > heard)
     await gate.settle(held, usd("0.1"), 1)
     assert sums(store) == (usd("0.1"), 0, 0)
 
@@ -234,11 +237,7 @@ async def test_a_gate_that_is_idle_runs_nothing(tmp_path):
     assert isinstance(held, Hold)
     await gate.release(held)
     mine = {asyncio.current_task()}
-    for _ in range(100):
-        if asyncio.all_tasks() <= mine:
-            break
-        await asyncio.sleep(0.01)
-    assert asyncio.all_tasks() <= mine
+    await until(lambda: asyncio.all_tasks() <= mine)
 
 
 async def test_a_gate_that_is_closed_delivers_what_it_owes(tmp_path):

@@ -451,7 +451,7 @@ def test_after_a_start_of_the_machine_replicas_have_a_lease_to_come_back(tmp_pat
 
 
 def test_two_hundred_threads_race_for_a_budget_that_pays_for_ten(tmp_path):
-    store = opened(tmp_path)
+    store = opened(tmp_path, busy_s=60)
     _, key = store.create("ann", Limits(day_usd=usd(1)))
     start = threading.Barrier(200)
 

@@ -90,7 +90,8 @@ def bench(service: Service, monkeypatch: pytest.MonkeyPatch) -> Bench:
     monkeypatch.setenv("THEIR_KEY", "sk-secret")
     endpoint = Endpoint(f"http://127.0.0.1:{service.port}/v1", "theirs", "THEIR_KEY")
     found = Bench.of(pool=abroad(endpoint), lam=0.9)
-    theirs = Elsewhere({"strong": OpenAIStream(endpoint)}, {"strong": 8})
+    # by a clock that stands still: who has failed stays suspect, however long a test takes
+    theirs = Elsewhere({"strong": OpenAIStream(endpoint)}, {"strong": 8}, clock=lambda: 0.0)
     found.endpoint.engines = Mixed.of((found.engines, frozenset({"weak"})), (theirs, frozenset({"strong"})))
     found.engines.down = {"strong"}
     return found

@@ -17,7 +17,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))  # the helpers beside this file, whatever way pytest imports
 
 from ordinary_user import OrdinaryRun
-from sandbox_world import ISOLATIONS, Box, World, sandbox_processes
+from sandbox_world import ISOLATIONS, Box, World, eventually, sandbox_processes
 
 from rtr_ray.errors import SandboxError
 
@@ -40,7 +40,8 @@ def world() -> Iterator[World]:
         listener.listen()
         listener.setblocking(False)
     os.environ["SANDBOX_TEST_SECRET"] = secret  # and so in the first environment of the sibling
-    sibling = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+    # it ends with this process, and not before, however long a session takes
+    sibling = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     libc = ctypes.CDLL(None)
     shared = secrets.randbelow(1 << 30) + 1
     segment = libc.shmget(shared, 4096, 0o1000 | 0o666)  # IPC_CREAT
@@ -48,7 +49,7 @@ def world() -> Iterator[World]:
     libc.shmctl(segment, 0, None)  # IPC_RMID
     del os.environ["SANDBOX_TEST_SECRET"]
     sibling.kill()
-    sibling.wait()
+    sibling.communicate()
     for listener in (tcp, unix, abstract):
         listener.close()
     shutil.rmtree(folder)
@@ -74,7 +75,7 @@ def boxes(world: World) -> Iterator[Callable[[str], Box]]:
         yield get
         for box in made.values():
             box.wait(box.sandbox.aclose())
-    assert set(sandbox_processes()) <= before
+    assert eventually(lambda: set(sandbox_processes()) <= before)
 
 
 @pytest.fixture(params=[mode for mode in ISOLATIONS if mode != "namespaces-bare"])

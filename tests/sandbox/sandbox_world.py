@@ -1,6 +1,7 @@
 """A sandbox that plain tests can call, and a world around it in which every escape would leave a trace."""
 
 import asyncio
+import gc
 import json
 import os
 import socket
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rtr_ray.sandbox import Execution, Isolation, Sandbox
+from rtr_ray.sandbox import Execution, Isolation, Limits, Sandbox
 
 T = TypeVar("T")
 
@@ -22,6 +23,8 @@ ISOLATIONS = {
     "rlimits-only": Isolation("rlimits-only", seccomp=False),
 }
 SLOTS = 16
+PATIENT = Limits(cpu_s=10, wall_s=60.0)
+"""Of every program that a test gives no limits: a machine that stands still for a while ends none."""
 
 
 class Box:
@@ -30,7 +33,7 @@ class Box:
     def __init__(self, name: str, runner: asyncio.Runner) -> None:
         self.name = name
         self.isolation = ISOLATIONS[name]
-        self.sandbox = Sandbox(self.isolation, concurrency=SLOTS)
+        self.sandbox = Sandbox(self.isolation, limits=PATIENT, concurrency=SLOTS)
         self._runner = runner
         self._others = frozenset(sandbox_processes())  # of tests before, in this process
 
@@ -146,7 +149,13 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def eventually(condition: Callable[[], bool], within_s: float = 30.0) -> bool:
+def descriptors() -> int:
+    """How many this process holds, without those of what nobody refers to any more."""
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
+def eventually(condition: Callable[[], bool], within_s: float = 60.0) -> bool:
     """Whether it becomes true; polled, because the kernel takes a namespace apart in its own time."""
     deadline = time.monotonic() + within_s
     while not condition():

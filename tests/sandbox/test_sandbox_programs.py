@@ -176,7 +176,7 @@ def test_threads_run_where_the_user_has_some_to_give(box: Box) -> None:
 def test_cpu_and_wall_time_are_reported(box: Box) -> None:
     result = box.run("import time\ntime.sleep(0.2)")
     assert result.wall_s >= 0.2
-    assert 0 < result.cpu_s < 0.2
+    assert 0 < result.cpu_s < result.wall_s - 0.1  # while it sleeps it takes none
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def online_endpoint(folder: Path) -> Iterator[Online]:
     finally:
         process.send_signal(signal.SIGTERM)
         try:
-            assert process.wait(90) == 0, log.read_text()[-3000:]
+            assert process.wait(180) == 0, log.read_text()[-3000:]
         finally:
             process.kill()
 

@@ -99,10 +99,11 @@ def test_what_dies_with_a_hundred_answers_on_the_way_costs_no_row_and_leaves_no_
     results = nano.results()
     assert len(set(results["query_id"].to_pylist())) == results.num_rows == COUNT
     assert money(results) == Decimal(found["cost_usd"]["spent"])
-    assert found["calls"]["sent_again"] >= 200, (found["calls"], killed)
+    # some answers come between a look and its blow
+    assert found["calls"]["sent_again"] >= 100, (found["calls"], killed)
     assert Decimal(found["calls"]["lost_worst_case_usd"]) > 0
     assert max(results["attempts"].to_pylist()) > 1
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while (left := engine_processes(connected) - others) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not left, f"{len(left)} engine processes outlived the job"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
@@ -61,15 +62,18 @@ def test_a_program_is_run_in_the_sandbox(online: Online) -> None:
 def test_a_stream_is_what_the_whole_answer_is(online: Online) -> None:
     client = online.client()
     whole = client.chat.completions.create(model="nano:cot", messages=ASK)  # type: ignore[arg-type]
-    stream = client.chat.completions.create(
-        model="nano:cot", messages=ASK, stream=True, stream_options={"include_usage": True}
-    )  # type: ignore[call-overload]
-    chunks = list(stream)
-    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == whole.choices[0].message.content
-    assert len(chunks) > 5
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
-    assert Decimal(chunks[-1].usage.cost_usd) > 0
+    for _ in range(20):
+        stream = client.chat.completions.create(
+            model="nano:cot", messages=ASK, stream=True, stream_options={"include_usage": True}
+        )  # type: ignore[call-overload]
+        chunks = list(stream)
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+        assert text == whole.choices[0].message.content
+        assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens  # type: ignore[union-attr]
+        assert Decimal(chunks[-1].usage.cost_usd) > 0
+        if len(chunks) > 5:  # what nobody fetches for a while, the engine joins to one
+            return
+    pytest.fail("no answer of twenty came piece by piece")
 
 
 def test_the_asynchronous_client_asks_many_times_at_once(online: Online) -> None:
@@ -147,13 +151,17 @@ def test_the_readmes_curl_lines_work_as_printed(online: Online) -> None:
 
 
 def test_a_client_that_leaves_stops_the_engine(online: Online) -> None:
-    stream = online.client().chat.completions.create(
-        model="nano", messages=ASK, stream=True, max_tokens=900, extra_body={"ignore_eos": True}
-    )  # type: ignore[call-overload]
-    next(iter(stream))
-    assert online.call("/healthz")[1]["requests"] >= 1
-    stream.close()
-    deadline = time.monotonic() + 30
+    for _ in range(20):
+        stream = online.client().chat.completions.create(
+            model="nano", messages=ASK, stream=True, max_tokens=900, extra_body={"ignore_eos": True}
+        )  # type: ignore[call-overload]
+        next(iter(stream))
+        under_way = online.call("/healthz")[1]["requests"]
+        stream.close()
+        if under_way:  # else this process stood still until the answer was whole
+            break
+    assert under_way >= 1
+    deadline = time.monotonic() + 60
     while online.call("/healthz")[1]["requests"]:
         assert time.monotonic() < deadline, "the request is still there"
         time.sleep(0.1)
@@ -193,19 +201,27 @@ def test_another_router_is_used_and_rolled_back_while_requests_come_and_none_is_
     with ThreadPoolExecutor(3) as threads:
         asking = [threads.submit(ask) for _ in range(3)]
         try:
+            _until(lambda: seen)
             _router(online, "use", str(other / "router"))
+            _until(lambda: seen[-1] != seen[0])
             shutil.rmtree(online.folder / "router")  # of what was served before: there is a copy
             _router(online, "rollback")
+            _until(lambda: seen[-1] == seen[0])
         finally:
             ended.set()
             shutil.move(online.folder / "aside", online.folder / "router")
         for one in asking:
             one.result(60)
-    changes = [name for name, before in zip(seen, [None, *seen], strict=False) if name != before]
-    assert seen[0] == seen[-1]
-    assert len(set(changes)) == 2
+    assert len(set(seen)) == 2
     health = online.call("/healthz")[1]
     assert (health["serving"]["number"], health["refused_change"]) == (0, None)
+
+
+def _until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def _router(online: Online, *arguments: str) -> None:
@@ -230,7 +246,10 @@ def _router(online: Online, *arguments: str) -> None:
     ],
 )
 def test_what_is_wrong_is_said_in_openais_form(online: Online, raw: bytes, status: int) -> None:
-    found, body = online.call("/v1/chat/completions", raw=raw)
+    for _ in range(20):
+        with contextlib.suppress(OSError):  # who refuses what is too large need not read it to its end
+            found, body = online.call("/v1/chat/completions", raw=raw)
+            break
     assert found == status, body
     assert body["error"]["message"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import urllib.error
@@ -38,7 +39,7 @@ def test_the_page_asks_and_shows_the_chart_the_choice_and_the_answer(online: Onl
         assert any(f"Answered bynano:{way}" in browser.text("#facts") for way in ("vanilla", "cot", "pal"))
         browser.until("document.querySelector('#said').textContent.includes('with the key of ann')")
         assert "of $1.00 left" in browser.text("#budgets")
-        assert "nano" in browser.text("#replicas")
+        browser.until("document.querySelector('#replicas').textContent.includes('nano')")
         # before the key was typed, its data was refused: the browser writes that down itself
         assert [one for one in browser.complaints if "401" not in one] == []
 
@@ -51,7 +52,7 @@ def test_ray_exports_what_the_dashboard_asks_for(online: Online) -> None:
         )
     assert online.call("/v1/chat/completions", {"model": "nobody", "messages": ASK})[0] == 404
     port = exporting(online.pid)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while missing := wanted - exported(port):
         assert time.monotonic() < deadline, missing
         time.sleep(1)
@@ -59,7 +60,10 @@ def test_ray_exports_what_the_dashboard_asks_for(online: Online) -> None:
 
 def exporting(pid: int) -> str:
     """The port at which the cluster of a process exports, as Ray writes it down in the session's folder."""
-    commands = [one.cmdline() for one in psutil.Process(pid).children(recursive=True)]
+    commands = []
+    for one in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # some of Ray's live for a moment
+            commands.append(one.cmdline())
     flags = [flag for command in commands for flag in command if flag.startswith("--session-dir=")]
     (session,) = {flag.partition("=")[2] for flag in flags}
     (file,) = Path(session).glob("metrics_export_port_*")
@@ -75,7 +79,7 @@ def exported(port: str) -> set[str]:
 
 def test_the_log_has_a_line_for_each_request_and_no_prompt_and_no_key(online: Online) -> None:
     answer = online.client().chat.completions.create(model="auto", messages=ASK)  # type: ignore[arg-type]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while answer.id not in (text := _log(online)):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -87,4 +91,6 @@ def test_the_log_has_a_line_for_each_request_and_no_prompt_and_no_key(online: On
 
 
 def _log(online: Online) -> str:
-    return "".join(file.read_text() for file in (online.folder / "kept" / "requests").glob("*.jsonl"))
+    """All whole lines; the last of a file may just be written."""
+    files = (online.folder / "kept" / "requests").glob("*.jsonl")
+    return "".join("".join(file.read_text().rpartition("\n")[:2]) for file in files)

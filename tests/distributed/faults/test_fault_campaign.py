@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -52,6 +52,15 @@ def site(connected: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def struck(site: Site, case: Case) -> Findings:
+    """A run that its fault came in time for: where this process stands still, it may be over before."""
+    for number in range(3):
+        found = run_case(site, replace(case, name=f"{case.name}-{number}"))
+        if found.kills or found.s3_faults:
+            break
+    return found
+
+
 def settled(found: Findings) -> None:
     assert found.completed, found.said
     assert not found.missed, "nothing went wrong: the test shows nothing"
@@ -62,7 +71,7 @@ def settled(found: Findings) -> None:
 
 def test_a_driver_that_is_killed_under_a_binding_budget_loses_and_doubles_nothing(site: Site) -> None:
     faults = (Fault("driver", share=0.3),)
-    found = run_case(site, Case("driver", "driver", 5, faults, rows=300, budget_share=0.8))
+    found = struck(site, Case("driver", "driver", 5, faults, rows=300, budget_share=0.8))
     settled(found)
     assert found.kills == 1
     assert found.exit_codes == [-9, 3]
@@ -81,7 +90,7 @@ def test_a_bucket_that_fails_every_second_request_for_a_while_loses_and_doubles_
         s3_filesystem.cache_clear()
         s3_client().create_bucket(Bucket=BUCKET)
         through = Site(site.folder, site.cluster, s3, variables=s3.variables())
-        found = run_case(through, Case("bucket", "s3", 6, faults, rows=200, place="s3"))
+        found = struck(through, Case("bucket", "s3", 6, faults, rows=200, place="s3"))
     s3_client.cache_clear()
     s3_filesystem.cache_clear()
     settled(found)
