@@ -36,7 +36,7 @@ def elsewhere(store: S3Store, beats: int = 0) -> None:
     store.write(LOCK, json.dumps({"holder": "other", "beats": beats, "process": process}).encode())
 
 
-def until(true: object, patience_s: float = 20.0) -> None:
+def until(true: object, patience_s: float = 60.0) -> None:
     assert callable(true)
     deadline = time.monotonic() + patience_s
     while not true():

@@ -317,7 +317,8 @@ def test_a_browser_lays_a_page_out_without_a_horizontal_scroll(tmp_path: Path, w
     )
     assert BROWSER is not None
     done = subprocess.run(
-        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files",
+        [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+         "--allow-file-access-from-files",
          f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", f"file://{tmp_path / 'frame.html'}"],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import io
+import re
 import time
 from decimal import Decimal
 
@@ -109,9 +110,10 @@ def test_where_nothing_is_redrawn_a_stage_is_told_as_it_begins_and_ends():
     with screen.running(), screen.stage("route", 10) as stage:
         stage.done = 10
         screen.tick(stage)  # not again within ten seconds
-    assert page.getvalue().splitlines() == [
-        "route        ...   0/10 rows · 0 s",
-        "route        done  10/10 rows · 0 s",
+    lines = [re.sub(r"\b\d s$", "some s", line) for line in page.getvalue().splitlines()]
+    assert lines == [
+        "route        ...   0/10 rows · some s",
+        "route        done  10/10 rows · some s",
     ]
     assert list(screen.seconds) == ["route"]
 
