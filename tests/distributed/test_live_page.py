@@ -82,7 +82,7 @@ class Site:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(self.url + path, headers=headers), timeout=30
+                urllib.request.Request(self.url + path, headers=headers), timeout=120
             ) as reply:
                 return reply.status, reply.read(), reply.headers
         except urllib.error.HTTPError as error:
