@@ -143,9 +143,15 @@ def served(folder: Path, keys: bool) -> Iterator[Site]:
     thread = threading.Thread(target=lambda: asyncio.run(serving()), daemon=True)
     thread.start()
     try:
+        deadline = time.monotonic() + 120
+        while not (found and found[0].started):
+            assert thread.is_alive(), "the server has ended"
+            assert time.monotonic() < deadline, "the server is not up"
+            time.sleep(0.05)
         yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}", folder, token)
     finally:
-        found[0].should_exit = True
+        if found:
+            found[0].should_exit = True
         thread.join(20)
 
 
