@@ -102,7 +102,9 @@ def test_a_plan_says_what_budgets_buy_and_the_run_goes_on_from_it(bench: Workben
     assert json.loads((bench.output / "run.json").read_text())["status"] == "planned"
     with bench.serving():
         found = bench.run(budget_usd="0.012", **BUDGET)  # another budget than was planned for
-    assert found["rows"]["answered"] == 400
+    # of so few rows the last ones may cost more than what is left; test_autopilot.py bounds them
+    assert found["rows"]["answered"] >= 380
+    assert found["rows"]["answered"] + found["rows"]["skipped_budget"] == 400
     # the last of five slices is planned while others are being answered, on a busy machine before much is
     # known (95.6% was seen); for a corpus of some size test_autopilot.py asks for 97%
     assert Decimal("0.9") * Decimal("0.012") <= Decimal(found["cost_usd"]["spent"]) <= Decimal("0.012")
