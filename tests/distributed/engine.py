@@ -98,7 +98,7 @@ class FakeEngine:
 
     async def _hold(self) -> None:
         self._held += 1
-        for _ in range(1200):
+        for _ in range(3000):
             if self._hold_after is None or self._meter.with_suffix(".go").exists():
                 break
             if not self._meter.exists() or self._meter.read_bytes().count(b"\n") < self._hold_after:
