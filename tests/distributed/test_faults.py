@@ -170,8 +170,8 @@ def test_a_killed_driver_goes_on_where_it_stopped(bench: Workbench, cluster: Clu
     assert sorted(results["note"].to_pylist()) == sorted(f"note {i}" for i in range(500))
     found: dict[str, Any] = json.loads((bench.output / "summary.json").read_text())
     assert money(results) == Decimal(found["cost_usd"]["spent"])
-    # only what was not durable when the driver died was asked again
-    assert len(metered(bench.meter)) <= 500 + (before - durable) + 300
+    # only what was not durable when the driver died was asked again, and the first may have asked for all
+    assert len(metered(bench.meter)) <= 500 + (500 - durable)
     assert durable > 0
     # and what was out just then may have been paid: the second session still says so
     assert found["calls"]["lost"] > 0
