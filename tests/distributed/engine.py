@@ -37,10 +37,15 @@ class FakeEngine:
         latency_s: float = 0.0,
         slow_one: float = 1.0,
         together: int = 1,
+        hold_after: int | None = None,
     ) -> None:
-        """`slow_one`: how many times as long one replica takes; `together`: so many must have come first."""
+        """`slow_one`: how many times as long one replica takes; `together`: so many must have come first.
+
+        `hold_after`: once all have given so many answers, no other is given before `let_go`.
+        """
         self._name, self._skill, self._latency_s = name, skill, latency_s
         self._process, self._together = os.getpid(), together
+        self._hold_after, self._held = hold_after, 0
         self._meter = Path(meter)
         if slow_one != 1.0:
             with contextlib.suppress(FileExistsError):  # who comes first is the slow one
@@ -74,6 +79,7 @@ class FakeEngine:
         choices = [self._choice(text, body, number) for number in range(count)]
         if growing is not None:
             choices = [await self._grown(choices[0], growing)]
+        await self._hold()
         usage = {
             "input_tokens": len(text.split()),
             "cached_input_tokens": 1,
@@ -89,6 +95,16 @@ class FakeEngine:
         with self._meter.open("a") as file:  # appended in one write: several replicas share it
             file.write(line + "\n")
         return {"index": index, "choices": choices, "usage": usage, "latency_s": self._latency_s}
+
+    async def _hold(self) -> None:
+        self._held += 1
+        for _ in range(3000):
+            if self._hold_after is None or self._meter.with_suffix(".go").exists():
+                break
+            if not self._meter.exists() or self._meter.read_bytes().count(b"\n") < self._hold_after:
+                break
+            await asyncio.sleep(0.1)
+        self._held -= 1
 
     def _choice(self, text: str, body: dict[str, Any], number: int) -> dict[str, Any]:
         found = _SUM.search(text)
@@ -115,6 +131,10 @@ class FakeEngine:
         """This replica's process."""
         return [os.getpid()]
 
+    def held(self) -> int:
+        """How many answers this replica keeps back."""
+        return self._held
+
 
 def start(prefix: str, engines: dict[str, dict[str, Any]], meter: Path) -> None:
     """Run one application per engine, named as the jobs that attach to them expect."""
@@ -137,7 +157,13 @@ def stop(prefix: str, engines: dict[str, dict[str, Any]]) -> None:
 
 def metered(meter: Path) -> list[dict[str, Any]]:
     """What the engines say that they have answered."""
-    return [json.loads(line) for line in meter.read_text().splitlines()] if meter.exists() else []
+    text = meter.read_text() if meter.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # one may be half written
+
+
+def let_go(meter: Path) -> None:
+    """What engines keep back (`hold_after`) is given now."""
+    meter.with_suffix(".go").touch()
 
 
 def wait_for_lines(meter: Path, count: int, timeout_s: float = 120.0) -> None:

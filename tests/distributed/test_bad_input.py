@@ -233,7 +233,7 @@ def test_what_a_cluster_lacks_is_named_at_once(
     began = time.monotonic()
     with pytest.raises(PlacementError) as said:
         bench.run(**job)
-    assert time.monotonic() - began < 30  # no waiting for what cannot come
+    assert time.monotonic() - began < 60  # it does not wait for what cannot come (`placement_timeout_s`)
     assert said.value.message == message
     check_nothing_was_spent(bench, message)
     assert files_of(bench.output) == {"run.json", "config.yaml"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rtr_ray.job import Job
 from rtr_ray.run_folder import RunFolder
 from rtr_ray.storage import open_store
 from tests.distributed.conftest import ROOT, Cluster
-from tests.distributed.engine import metered, wait_for_lines
+from tests.distributed.engine import let_go, metered, wait_for_lines
 from tests.distributed.test_batch import metered_usd
 from tests.distributed.workbench import Workbench, called, money, screen
 
@@ -38,20 +39,21 @@ def bench(tmp_path: Path, connected: Cluster) -> Workbench:
 def test_a_run_that_is_told_to_stop_pays_for_nothing_twice(bench: Workbench, cluster: Cluster) -> None:
     bench.corpus(600)
     command = bench.command(cluster)
-    with bench.serving(strong={"latency_s": 1.5}):
-        first = subprocess.Popen(
-            command,
-            env=cluster.environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    said = bench.folder / "said.txt"
+    slow = {"latency_s": 1.5, "hold_after": 60}  # nothing more comes before it has heard of it
+    with bench.serving(weak=slow, strong=slow):
+        with said.open("w") as out:
+            first = subprocess.Popen(
+                command, env=cluster.environment, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT
+            )
         wait_for_lines(bench.meter, 60)
         first.send_signal(signal.SIGTERM)
-        said, _ = first.communicate(timeout=120)
-        assert first.returncode == 130, said
-        assert "what has been asked is waited for" in said
+        deadline = time.monotonic() + 120
+        while "what has been asked is waited for" not in said.read_text():
+            assert time.monotonic() < deadline, said.read_text()
+            time.sleep(0.02)
+        let_go(bench.meter)
+        assert first.wait(120) == 130, said.read_text()
         head = json.loads((bench.output / "run.json").read_text())
         assert head["status"] == "interrupted"
         # what was out came in: as many results as answers, and nothing lost
@@ -100,7 +102,9 @@ def test_a_plan_says_what_budgets_buy_and_the_run_goes_on_from_it(bench: Workben
     assert json.loads((bench.output / "run.json").read_text())["status"] == "planned"
     with bench.serving():
         found = bench.run(budget_usd="0.012", **BUDGET)  # another budget than was planned for
-    assert found["rows"]["answered"] == 400
+    # of so few rows the last ones may cost more than what is left; test_autopilot.py bounds them
+    assert found["rows"]["answered"] >= 380
+    assert found["rows"]["answered"] + found["rows"]["skipped_budget"] == 400
     # the last of five slices is planned while others are being answered, on a busy machine before much is
     # known (95.6% was seen); for a corpus of some size test_autopilot.py asks for 97%
     assert Decimal("0.9") * Decimal("0.012") <= Decimal(found["cost_usd"]["spent"]) <= Decimal("0.012")

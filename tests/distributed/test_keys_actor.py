@@ -21,6 +21,8 @@ def replica(path: Path, lease_s: float) -> Any:
     """An ingress replica, as far as the keys know it."""
     import ray
 
+    from rtr_ray.distributed.online.keys_actor import keys_actor
+
     class Replica:
         def __init__(self, path: str, lease_s: float) -> None:
             from rtr_ray.distributed.online.keys_actor import remote_gate
@@ -44,6 +46,8 @@ def replica(path: Path, lease_s: float) -> Any:
         async def owed(self) -> int:
             return self.gate.owed
 
+    # a gate waits ten seconds for an answer, and a process may take as long to start
+    ray.get(keys_actor(str(path), lease_s).__ray_ready__.remote())
     return ray.remote(num_cpus=0)(Replica).remote(str(path), lease_s)
 
 

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
@@ -82,7 +83,7 @@ class Site:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         try:
             with urllib.request.urlopen(
-                urllib.request.Request(self.url + path, headers=headers), timeout=30
+                urllib.request.Request(self.url + path, headers=headers), timeout=120
             ) as reply:
                 return reply.status, reply.read(), reply.headers
         except urllib.error.HTTPError as error:
@@ -142,9 +143,15 @@ def served(folder: Path, keys: bool) -> Iterator[Site]:
     thread = threading.Thread(target=lambda: asyncio.run(serving()), daemon=True)
     thread.start()
     try:
+        deadline = time.monotonic() + 120
+        while not (found and found[0].started):
+            assert thread.is_alive(), "the server has ended"
+            assert time.monotonic() < deadline, "the server is not up"
+            time.sleep(0.05)
         yield Site(f"http://127.0.0.1:{listening.getsockname()[1]}", folder, token)
     finally:
-        found[0].should_exit = True
+        if found:
+            found[0].should_exit = True
         thread.join(20)
 
 
@@ -266,7 +273,10 @@ def test_whatever_gets_into_the_page_does_not_run(anybody: Site, browser: Browse
     browser.run("document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"window.ran = 2\">')")
     assert browser.run("fetch('http://localhost:9/').then(() => 1, () => 0)") == 0
     assert browser.run("window.ran") is None
-    assert any("Content Security Policy" in one for one in browser.complaints)
+    deadline = time.monotonic() + 60
+    while not any("Content Security Policy" in one for one in browser.complaints):
+        assert time.monotonic() < deadline, browser.complaints
+        browser.run("0")  # what it complains of is heard with the answers to calls
     browser.complaints.clear()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ class FakeHandle:
     deployment_name: str
     dead: bool = False  # calls fail, as those do that a replica takes with it
     gone: bool = False  # calls wait for a replica that does not come
+    calls: int = 0
     stopped: list[str] = field(default_factory=list)
     pace: asyncio.Event | None = None
     rows: list[Any] = field(default_factory=list)
@@ -45,6 +46,7 @@ class FakeHandle:
         return self
 
     def remote(self, call: str, body: dict[str, Any], stream: bool) -> FakeResponse:
+        self.calls += 1
         return FakeResponse(self, stream)
 
     def broadcast(self, method: str, call: str) -> FakeHandle:
@@ -127,6 +129,12 @@ async def ingress(tmp_path: Path) -> Any:
     return alone
 
 
+async def until(seen: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not seen():
+            await asyncio.sleep(0.01)
+
+
 def config(router: Path, lam: float = 1.0, **more: Any) -> dict[str, Any]:
     policy = {"kind": "score", "lam": lam, "normaliser_usd": 1e-4}
     return {"router": str(router), "policy": policy, **more}
@@ -157,7 +165,7 @@ async def test_another_router_or_policy_takes_over_in_flight_and_a_bad_one_chang
     assert model_of(await ask(ingress)).startswith("strong:")
     ingress.handles["strong"].pace = asyncio.Event()
     under_way = [asyncio.create_task(ask(ingress)) for _ in range(8)]
-    await asyncio.sleep(0.1)
+    await until(lambda: ingress.handles["strong"].calls == 1 + 8)
     await ingress.reconfigure(config(tmp_path / "router", lam=0.0))
     assert model_of(await ask(ingress)) == "weak:vanilla"
     ingress.handles["strong"].pace.set()
@@ -184,7 +192,7 @@ async def test_a_shadow_chooses_and_does_not_serve(ingress: Any, tmp_path: Path)
     shadow = {"policy": {"kind": "score", "lam": 0.0, "normaliser_usd": 1e-4}}
     await ingress.reconfigure(config(tmp_path / "router", shadow=shadow))
     assert model_of(await ask(ingress)).startswith("strong:")
-    await asyncio.sleep(0.1)
+    await until(lambda: chosen != [])
     assert [str(one.candidate) for one in chosen] == ["weak:vanilla"]
 
 
@@ -192,7 +200,7 @@ async def test_calls_of_a_replica_that_dies_and_those_that_wait_for_one_go_elsew
     strong = ingress.handles["strong"]
     strong.gone = True
     waiting = [asyncio.create_task(ask(ingress)) for _ in range(3)]
-    await asyncio.sleep(0.1)
+    await until(lambda: strong.calls == 3)
     strong.gone, strong.dead = False, True
     first = await ask(ingress)
     assert model_of(first) == "weak:vanilla"
@@ -242,7 +250,7 @@ async def test_a_router_is_used_and_rolled_back_under_way_and_a_folder_that_vani
     assert model_of(await ask(ingress)).startswith("strong:")
     ingress.handles["strong"].pace = asyncio.Event()
     under_way = [asyncio.create_task(ask(ingress)) for _ in range(4)]
-    await asyncio.sleep(0.1)
+    await until(lambda: ingress.handles["strong"].calls == 1 + 4)
     keys = follower.entry.swap.model_copy(update={"router": str(tmp_path / "other" / "router")})
     served.use(keys)
     await follower.look()

@@ -48,8 +48,9 @@ async def server() -> Any:
 
 
 async def test_what_a_stopped_call_is_said_to_have_generated_is_all_that_the_engine_counts(
-    server: Any,
+    server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rtr_ray.distributed.online.server._HALT_S", 60.0)
     seen: list[Any] = []
 
     async def read() -> None:

@@ -19,9 +19,9 @@ from rtr_ray.errors import BudgetError
 from rtr_ray.labelling import Labelling
 from rtr_ray.router import RouterFolder
 from tests.distributed.conftest import ROOT, Cluster
-from tests.distributed.engine import metered
+from tests.distributed.engine import let_go, metered
 from tests.distributed.test_batch import metered_usd
-from tests.distributed.workbench import Workbench, called, money, screen
+from tests.distributed.workbench import Workbench, called, money, screen, wait_for_its_actors_to_go
 
 pytestmark = pytest.mark.ray
 STRATEGIES = {
@@ -154,9 +154,12 @@ def test_killed_while_it_labels_and_while_it_answers_it_goes_on_and_pays_for_no_
             process.kill()
             process.wait()
 
-    with bench.serving(weak={"latency_s": 0.2}, strong={"latency_s": 0.2}):
-        killed(when=lambda: len(metered(bench.meter)) > 80)  # the first 20 rows are 60 calls
+    slow = {"latency_s": 0.2, "hold_after": 81}  # the first 20 rows are 60 calls, and 40 are 120
+    with bench.serving(weak=slow, strong=slow):
+        killed(when=lambda: len(metered(bench.meter)) > 80)
         assert (labels(bench)["rows"], labels(bench)["complete"]) == (20, False)
+        wait_for_its_actors_to_go()
+        let_go(bench.meter)
         killed(when=lambda: any((bench.output / "results").glob("part-*")))
         assert labels(bench)["complete"]
         labelled = spent_on_labels(bench)

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 import yaml
 from rich.console import Console
 
 from rtr_ray.config import JobFile, load_pool
+from rtr_ray.distributed.ledger_actor import NAMESPACE
 from rtr_ray.encoders.hashing import HashEncoder
 from rtr_ray.estimators.prior import Prior
 from rtr_ray.job import Job
@@ -174,6 +177,14 @@ def called(command: list[str], cluster: Cluster) -> subprocess.CompletedProcess[
         timeout=300,
         check=False,
     )
+
+
+def wait_for_its_actors_to_go() -> None:
+    """Until the cluster has noticed that a driver was killed, and ended what it had started."""
+    deadline = time.monotonic() + 120
+    while any(one["namespace"] == NAMESPACE for one in ray.util.list_named_actors(all_namespaces=True)):
+        assert time.monotonic() < deadline, "a ledger outlives its driver"
+        time.sleep(0.1)
 
 
 def screen() -> Screen:
