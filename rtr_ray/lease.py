@@ -130,7 +130,7 @@ class Lease:
                 self._beat()
                 self._beaten_s, pause_s = began_s, BEAT_S
                 self._tell()
-            except StorageError:
+            except Exception:  # whatever it was: what is held runs out by itself, and the next may arrive
                 pause_s = BEAT_S / 5
 
     def _tell(self) -> None:
@@ -142,13 +142,18 @@ class Lease:
         self._beats += 1
         data = _said(self.token, self._beats)
         arrived = self.store.replace(self.key, data, self._tag)
+        # also where a beat had arrived that seemed to have failed: then it has another tag, and beats again
+        if self._is_ours() and not arrived and self.store.replace(self.key, data, self._tag):
+            self._is_ours()
+
+    def _is_ours(self) -> bool:
+        """Look whether nobody has taken over, and by which tag the next beat replaces this one."""
         found = self.store.tagged(self.key)
         if found is None or _holder(found[0]) != self.token:
             self.lost = True
-        else:
-            self._tag = found[1]  # also where a beat had arrived that seemed to have failed
-            if not arrived and self.store.replace(self.key, data, self._tag):
-                self._tag = (self.store.tagged(self.key) or found)[1]
+            return False
+        self._tag = found[1]
+        return True
 
 
 def _said(token: str, beats: int) -> bytes:

@@ -140,6 +140,44 @@ def test_a_beat_that_seemed_to_fail_and_arrived_is_its_own(
     held.free()
 
 
+def test_who_takes_over_right_behind_a_beat_that_was_tried_again_is_left_alone(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, said = S3Store.replace, []
+
+    def cut_off(self: S3Store, key: str, data: bytes, tag: str) -> bool:
+        said.append(real(self, key, data, tag))
+        if len(said) == 1:
+            raise StorageError("the connection was cut before the reply")
+        if said[1:] == [False, True]:
+            elsewhere(self)
+        return said[-1]
+
+    monkeypatch.setattr(S3Store, "replace", cut_off)
+    held = Lease.take(store, LOCK)
+    assert held is not None
+    until(lambda: held.lost)
+    assert said == [True, False, True]
+    held.free()
+    assert json.loads(store.read(LOCK) or b"")["holder"] == "other"
+
+
+def test_a_beat_that_fails_in_a_way_that_nobody_knows_is_not_the_last_one(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Lease.take(store, LOCK)
+    assert held is not None
+    with monkeypatch.context() as patch:
+        tried: list[int] = []
+        patch.setattr(S3Store, "replace", lambda *_: tried.append(1) or 1 / 0)
+        until(lambda: len(tried) >= 2)
+    told: list[float] = []
+    held.told = told.append
+    until(lambda: told)
+    assert not held.lost
+    held.free()
+
+
 def test_without_the_bucket_it_is_certain_for_half_the_time_and_no_longer(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
