@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -133,6 +133,11 @@ class Corpus:
     def settings(self) -> str | None:
         """The column with the rows' own terms, as it is named in the results."""
         return None if self.columns.settings is None else self.renamed[self.columns.settings]
+
+    @property
+    def for_tasks(self) -> Corpus:
+        """What reading its splits takes; the list of its files, which may be long, stays behind."""
+        return replace(self, files=())
 
     @property
     def fingerprint(self) -> str:

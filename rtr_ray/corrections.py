@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rtr_ray.policies.upgrades import below
 from rtr_ray.pool import MTOK, Pool
 from rtr_ray.types import Candidate, FloatArray, RoutingTable
 
@@ -52,6 +53,7 @@ class Corrections:
     overall: float = 1.0
     input_usd: Mapping[Candidate, float] = field(default_factory=dict)
     cautious: bool = False  # count every answer at its 95% quantile
+    max_row_usd: float | None = None  # allow nothing that is expected above it, caution apart
 
     @classmethod
     def of(cls, seen: Mapping[Bucket, Seen]) -> Corrections:
@@ -78,7 +80,7 @@ class Corrections:
 
     def apply(self, table: RoutingTable, pool: Pool) -> RoutingTable:
         """The table with corrected tokens and dollars."""
-        if not self.tokens and not self.cautious:
+        if not self.tokens and not self.cautious and self.max_row_usd is None:
             return table
         ratios_CB = np.array([self.ratios(c) for c in table.candidates])
         tokens_QC = table.output_tokens.astype(np.float64)
@@ -88,12 +90,13 @@ class Corrections:
         input_C = np.array([self.input_usd.get(c, 1.0) for c in table.candidates])
         input_QC = np.maximum(table.cost_usd - tokens_QC * price_C, 0.0) * input_C
         longest_QC = table.output_tokens_p95 * ratio_QC
-        paid_QC = longest_QC if self.cautious else tokens_QC * ratio_QC
+        cost_QC = input_QC + tokens_QC * ratio_QC * price_C
         return replace(
             table,
             output_tokens=tokens_QC * ratio_QC,
             output_tokens_p95=longest_QC,
-            cost_usd=input_QC + paid_QC * price_C,
+            allowed=below(table.allowed, cost_QC, self.max_row_usd),
+            cost_usd=input_QC + longest_QC * price_C if self.cautious else cost_QC,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -104,6 +107,7 @@ class Corrections:
             "tokens": [[str(c), b, ratio] for (c, b), ratio in sorted(self.tokens.items())],
             "input_usd": {str(c): ratio for c, ratio in self.input_usd.items()},
             "cautious": self.cautious,
+            "max_row_usd": self.max_row_usd,
         }
 
     @classmethod
@@ -115,6 +119,7 @@ class Corrections:
             found["overall"],
             {Candidate.parse(c): ratio for c, ratio in found["input_usd"].items()},
             found["cautious"],
+            found.get("max_row_usd"),
         )
 
 

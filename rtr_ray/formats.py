@@ -44,9 +44,10 @@ class Parquet:
     """Extents are runs of row groups, or pieces of a large one."""
 
     def schema(self, system: pafs.FileSystem, file: File) -> pa.Schema:
-        """As the footer has it."""
+        """As the footer has it, without dictionaries: those of two files may not fit into one."""
         with system.open_input_file(file.path) as source:
-            return pq.read_schema(source).remove_metadata()
+            found = pq.read_schema(source).remove_metadata()
+        return pa.schema([field.with_type(_undone(field.type)) for field in found])
 
     def extents(self, system: pafs.FileSystem, file: File, rows: int, bytes: int) -> list[Extent]:
         """From the footer alone."""
@@ -370,6 +371,10 @@ def _decoded(cells: Sequence[bytes | None], errors: list[str | None], name: str)
             errors[row] = f"not UTF-8: byte 0x{cell[error.start]:02x} in column '{name}'"
             texts.append(cell.decode("utf-8", errors="replace"))
     return pa.array(texts, pa.string())
+
+
+def _undone(type: pa.DataType) -> pa.DataType:
+    return type.value_type if pa.types.is_dictionary(type) else type
 
 
 def _cast(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray:

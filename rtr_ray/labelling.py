@@ -61,6 +61,12 @@ class Labelling:
                 f"The job has no router, and its policy '{file.policy_spec['kind']}' does not divide "
                 "budget_usd among the rows. Leave policy out, or give a router."
             )
+        if file.budget_currency != "tokens":
+            raise ConfigError(
+                f"The job has no router, and budget_currency is '{file.budget_currency}': engines that stay "
+                "up from labels to answers are not counted by the hour. Leave budget_currency out, or give a "
+                "router."
+            )
         spec = encoder_spec(file.labels.encoder)
         encoder: Encoder = registry.build(spec, ENCODERS, "labels.encoder")
         estimator: Estimator = registry.build(file.labels.estimator, ESTIMATORS, "labels.estimator")

@@ -143,7 +143,8 @@ class Lease:
         data = _said(self.token, self._beats)
         arrived = self.store.replace(self.key, data, self._tag)
         # also where a beat had arrived that seemed to have failed: then it has another tag, and beats again
-        if self._is_ours() and not arrived and self.store.replace(self.key, data, self._tag):
+        if self._is_ours() and not arrived:
+            self.store.replace(self.key, data, self._tag)
             self._is_ours()
 
     def _is_ours(self) -> bool:

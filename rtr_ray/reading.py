@@ -178,10 +178,7 @@ def _joined(one: pa.Schema, other: pa.Schema, file: File) -> pa.Schema:
 
 
 def _common(known: pa.Field, field: pa.Field, file: File) -> pa.DataType:
-    both = [
-        pa.schema([(field.name, type.value_type if pa.types.is_dictionary(type) else type)])
-        for type in (known.type, field.type)
-    ]
+    both = [pa.schema([(field.name, type)]) for type in (known.type, field.type)]
     try:
         return pa.unify_schemas(both, promote_options="permissive").field(0).type
     except (pa.ArrowTypeError, pa.ArrowInvalid):

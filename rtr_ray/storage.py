@@ -100,12 +100,15 @@ def read_metadata(store: Store, key: str) -> pq.FileMetaData:
 def several_at_once(work: Callable[[Asked], Found], items: Sequence[Asked]) -> Iterator[Found]:
     """What comes of the items, in their order, several at the same time: a bucket takes its time for each.
 
+    The first is worked on alone: what all share, such as a client, is made when it is first asked for.
+
     Args:
         work: Reads one; may raise, and is not asked for many more then.
         items: To be read.
     """
-    with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(items)))) as threads:
-        for begin in range(0, len(items), _LOOKED_AT):  # none far ahead of who asks
+    yield from map(work, items[:1])
+    with ThreadPoolExecutor(min(_AT_ONCE, max(1, len(items) - 1))) as threads:
+        for begin in range(1, len(items), _LOOKED_AT):  # none far ahead of who asks
             yield from threads.map(work, items[begin : begin + _LOOKED_AT])
 
 
@@ -342,9 +345,14 @@ class S3Store:
                     Key=aside._key(key),
                     CopySource={"Bucket": self._bucket, "Key": self._key(key)},
                 )
-            for key in keys:
+            for key in sorted(keys, key=_deleted_when):
                 self.delete(key)
         return aside.uri
+
+
+def _deleted_when(key: str) -> tuple[bool, bool]:
+    """What lies in folders first, then what says of it what was spent; at last the lock, which is hidden."""
+    return "/" not in key, key.startswith(".")
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -84,6 +85,17 @@ def test_a_cautious_table_counts_every_answer_at_its_quantile() -> None:
     one = Corrections(cautious=True).apply(table([[10, 100]]), POOL)
     assert one.cost_usd[0] == pytest.approx([1e-5 + 20 * 4e-6, 1e-4 + 200 * 40e-6])
     assert list(one.output_tokens[0]) == [10, 100]
+
+
+def test_a_cap_for_each_row_is_on_what_is_expected_however_cautious_the_dollars() -> None:
+    one = table([[10, 100]])
+    expected = Corrections().apply(one, POOL).cost_usd[0]
+    cautious = replace(Corrections(cautious=True), max_row_usd=float(expected[1]))
+    assert cautious.apply(one, POOL).allowed.tolist() == [[True, True]]
+    assert (cautious.apply(one, POOL).cost_usd[0] > expected).all()
+    lower = replace(cautious, max_row_usd=float(expected[0]))
+    assert lower.apply(one, POOL).allowed.tolist() == [[True, False]]
+    assert Corrections.from_json(json.loads(json.dumps(lower.to_json()))) == lower
 
 
 def test_sums_of_parts_are_the_sum_of_the_whole() -> None:

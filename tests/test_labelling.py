@@ -77,6 +77,7 @@ def rtr_ray(command: str, *flags: str, **changes: Any) -> Any:
             "its policy 'score' does not divide budget_usd among the rows.",
         ),
         ({"policy": {"kind": "budget", "min_accuracy": 0.9}}, "policy 'budget' does not divide budget_usd"),
+        ({"budget_currency": "both"}, "budget_currency is 'both': engines that stay up from labels to"),
         ({"labels": {"encoder": "hash", "estimator": "kn"}}, "Unknown labels.estimator kind 'kn'."),
     ],
 )

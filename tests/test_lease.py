@@ -162,6 +162,29 @@ def test_who_takes_over_right_behind_a_beat_that_was_tried_again_is_left_alone(
     assert json.loads(store.read(LOCK) or b"")["holder"] == "other"
 
 
+def test_who_takes_over_right_before_a_beat_is_tried_again_is_seen_at_once(
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, said, told = S3Store.replace, [], list[float]()
+
+    def cut_off(self: S3Store, key: str, data: bytes, tag: str) -> bool:
+        if said[1:] == [False]:
+            elsewhere(self)
+        said.append(real(self, key, data, tag))
+        if len(said) == 1:
+            raise StorageError("the connection was cut before the reply")
+        return said[-1]
+
+    monkeypatch.setattr(S3Store, "replace", cut_off)
+    held = Lease.take(store, LOCK)
+    assert held is not None
+    held.told = told.append
+    until(lambda: held.lost)
+    assert said == [True, False, False]  # the beat that finds it out is the last one
+    held.free()
+    assert [valid_s for valid_s in told if valid_s > 0] == []
+
+
 def test_a_beat_that_fails_in_a_way_that_nobody_knows_is_not_the_last_one(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

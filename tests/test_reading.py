@@ -143,6 +143,18 @@ def test_many_tiny_files_are_read_several_to_a_split_with_the_ids_that_each_row_
     assert len(list(read_split(corpus, splits[0], 50))) <= 600 // 40  # not a block for every file
 
 
+def test_categories_of_many_files_are_read_as_their_values(tmp_path):
+    for number in range(4):  # 400 different values in all; an index of a byte counts to 127
+        values = pa.array([f"{number}-{i}" for i in range(100)])
+        category = values.dictionary_encode().cast(pa.dictionary(pa.int8(), pa.string()))
+        parquet(tmp_path / f"{number}.parquet", query=["1+1?"] * 100, source=category)
+    corpus, splits = open_corpus(str(tmp_path), Columns(query="query"))
+    assert len(splits) == 1
+    whole = pa.concat_tables(read_split(corpus, splits[0], 1000)).combine_chunks()
+    assert whole["source"].to_pylist() == [f"{n}-{i}" for n in range(4) for i in range(100)]
+    assert whole.schema.field("source").type == pa.string()
+
+
 def test_one_broken_file_of_many_is_named_or_set_aside(tmp_path):
     for number in range(300):
         (tmp_path / f"{number:03d}.csv").write_text(f"query\ntext {number}\n")

@@ -131,6 +131,16 @@ def test_a_run_is_moved_aside_whole(store):
     assert old.read("run.json") == b"1"
 
 
+def test_in_a_bucket_the_lock_goes_last_and_what_was_spent_after_what_was_bought(s3_bucket, monkeypatch):
+    store, gone = open_store(f"{s3_bucket}/run"), []
+    for key in (".lock", "ledger.json", "results/part-a", "run.json"):
+        store.write(key, b"1")
+    deleted = type(store).delete
+    monkeypatch.setattr(type(store), "delete", lambda self, key: (gone.append(key), deleted(self, key)))
+    store.move_aside()
+    assert gone == ["results/part-a", "ledger.json", "run.json", ".lock"]
+
+
 def test_two_runs_moved_aside_in_one_second_stay_two(store):
     asides = set()
     for content in (b"1", b"2"):

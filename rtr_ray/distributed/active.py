@@ -184,7 +184,8 @@ class _Rounds:
 
 def _read(work: Collection, encoder: Encoder, most: int) -> _Queries:
     """The queries that may be learned from; a fixed random sample where there are many."""
-    found = ray.get([texts_of.remote(work.corpus, split) for split in work.splits])
+    corpus = work.corpus.for_tasks
+    found = ray.get([texts_of.remote(corpus, split) for split in work.splits])
     rows = sorted((row for part in found for row in part), key=lambda row: stable_hash(row[0]))
     most = min(most, work.file.sample or most)
     rows = rows[:most]

@@ -252,8 +252,12 @@ class Answering:
         rows = {status: count for status, count in tally.rows.items() if status != "skipped_budget"}
         ray.get(self.ledger.resume.remote(tally.accounts, rows))
         self.folder.tell(self.ledger.hold.remote)
+        if not self.deployments.attached:
+            self._rent()  # of earlier sessions, too: where it has used up the budget, nothing is started
         before, began_s = self._tokens(tally.accounts), time.monotonic()
-        if len(self.groups) == 1:
+        if self._is_rented_out():
+            feed.abandon()
+        elif len(self.groups) == 1:
             self._answer_group(self.groups[0], feed, expected_tokens)
         else:
             parts = feed.rest()
@@ -293,6 +297,14 @@ class Answering:
                 time.sleep(1.0)
         assert self._last is not None
         return self._last
+
+    def _is_rented_out(self) -> bool:
+        """Whether the engines' time ends the run now."""
+        if self.stopping.is_set() or not self._rent_is_over_budget():
+            return False
+        self.rented_out = True
+        self.stopping.set()
+        return True
 
     def _rent_is_over_budget(self) -> bool:
         """Whether the engines' time, perhaps with the tokens, has used up the budget; where that counts."""
@@ -358,9 +370,7 @@ class Answering:
         for part, whole in ended:
             if whole:
                 feed.finished(part)
-        if self._rent_is_over_budget() and not self.stopping.is_set():
-            self.rented_out = True
-            self.stopping.set()
+        self._is_rented_out()
         if self.stopping.is_set():
             if self._stopped_s is None:
                 self._stopped_s = time.monotonic()

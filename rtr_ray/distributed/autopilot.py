@@ -108,6 +108,9 @@ class Autopilot:
         keys = folder.store.keys(SLICES)
         found = several_at_once(folder.read_json, keys)
         earlier = [PlannedSlice.from_json(one) for one in found if one is not None]
+        if not self.insists:  # of a run that was broken off: a pilot pays for its own rows alone
+            mine = {one.number for one in self.slices}
+            earlier = [one for one in earlier if one.slice.number in mine]
         for one in earlier:
             if one.slice.ids is not None:  # it may have been broken off just before
                 ray.get(move.remote(uri, one.slice.number))

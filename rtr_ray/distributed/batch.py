@@ -92,12 +92,9 @@ def plan_job(job: Job, screen: Screen, fresh: bool = False, pilot: bool = False)
     with opened(job, screen, fresh) as folder:
         run = _Run(job, folder, screen)
         planning = Planning(job, folder, screen)
-        if pilot:
-            plan = run.pilot(planning)
-        else:
-            if not job.file.cluster.grows:
-                check_encoders(encoders_of(job.file.encoder), ray.cluster_resources())
-            plan = planning.plan()
+        if not job.file.cluster.grows:
+            check_encoders(encoders_of(job.file.encoder), ray.cluster_resources())
+        plan = run.pilot(planning) if pilot else planning.plan()
         assert planning.version is not None
         budget = None if job.file.budget_usd is None else float(job.file.budget_usd)
         with screen.stage("forecast"):
@@ -260,7 +257,7 @@ class _Run:
                 answering.answer(feed)
         finally:
             answering.stop()
-        if answering.stopping.is_set():
+        if answering.stopping.is_set() and not answering.rented_out:
             raise KeyboardInterrupt
         return plan
 

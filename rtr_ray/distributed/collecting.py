@@ -141,15 +141,15 @@ class _Collecting:
         work, uri = self.work, self.folder.store.uri
         with self.screen.stage("plan") as stage:
             self._check_ids()
-            below = None
+            corpus, below = work.corpus.for_tasks, None
             if work.file.sample is not None and work.chosen is None:
-                parts = ray.get([sample_split.remote(work.corpus, s, work.file.sample) for s in work.splits])
+                parts = ray.get([sample_split.remote(corpus, s, work.file.sample) for s in work.splits])
                 smallest = sorted(value for part in parts for value in part)[: work.file.sample]
                 below = smallest[-1] if smallest else None
             tasks = [
                 write_cells.remote(
                     uri,
-                    work.corpus,
+                    corpus,
                     split,
                     n,
                     work.pool,
@@ -176,7 +176,7 @@ class _Collecting:
 
     def _check_ids(self) -> None:
         """Refuse queries whose own ids are not unique, before any is asked; derived ids are."""
-        corpus, splits = self.work.corpus, self.work.splits
+        corpus, splits = self.work.corpus.for_tasks, self.work.splits
         if corpus.columns.id is None:
             return
         hashes = ray.get(repeated.remote(*(hash_ids.remote(corpus, split) for split in splits)))

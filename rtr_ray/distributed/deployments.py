@@ -22,6 +22,7 @@ from rtr_ray.screen import Screen
 _POLL_S = 0.5
 _CANCEL_S = 10.0
 _LOOK_EVERY_S = 5.0
+_GONE_S = 60.0  # an application that was launched and is not there for so long does not come back
 
 
 @ray.remote(num_cpus=LAUNCH_CPUS, max_retries=0)
@@ -52,6 +53,7 @@ class Deployments:
     _launch: Any = None
     _started: set[str] = field(default_factory=set)
     _since: dict[str, float] = field(default_factory=dict)  # when it began to start, or last ran
+    _missed: dict[str, float] = field(default_factory=dict)  # since when its application is not there
 
     def app_name(self, deployment: Deployment) -> str:
         """The name of a deployment's application."""
@@ -90,7 +92,7 @@ class Deployments:
                 ) from error
 
     def _is_ready(self, deployment: Deployment, known: Mapping[str, Any]) -> bool:
-        name = self.app_name(deployment)
+        name, now = self.app_name(deployment), time.monotonic()
         app = known.get(name)
         if app is None:
             if (part := self._part(deployment, known)) is not None:
@@ -99,8 +101,13 @@ class Deployments:
                 raise PlacementError(
                     f"No running application '{name}' to attach to. Running: {', '.join(known) or 'none'}."
                 )
+            if self._launch is None and now - self._missed.setdefault(deployment.id, now) > _GONE_S:
+                raise ExecutionError(
+                    f"The application '{name}' is gone: somebody took it down, or this process stood still "
+                    "for over a minute. What has been answered is kept; the same command goes on."
+                )
             return False
-        now = time.monotonic()
+        self._missed.pop(deployment.id, None)
         if app.status == "RUNNING":
             self._since[deployment.id] = now
             return True

@@ -155,7 +155,7 @@ class _Steps:
     def rows_total(self) -> int:
         """Rows of the corpus."""
         if self._rows_total is None:
-            corpus, splits = self.work.collection.corpus, self.work.collection.splits
+            corpus, splits = self.work.collection.corpus.for_tasks, self.work.collection.splits
             unknown = [count_rows.remote(corpus, split) for split in splits if split.rows is None]
             self._rows_total = sum(split.rows or 0 for split in splits) + sum(ray.get(unknown))
         return self._rows_total

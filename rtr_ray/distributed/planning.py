@@ -215,6 +215,8 @@ def plan_slice(store: Store, one: Slice, pool: Pool, version: Version) -> Planne
     unrouted = pa.concat_tables(nowhere) if nowhere else None
     if unrouted is not None and len(unrouted):
         write_table(store, unrouted_key(one.number), unrouted)
+    else:  # of a try that was killed before it was done, when all of this looked dearer
+        store.delete(unrouted_key(one.number))
     found = PlannedSlice(one, version.number, parts, added(sums), 0 if unrouted is None else len(unrouted))
     store.write(slice_key(one), (json.dumps(found.to_json(), indent=2) + "\n").encode())
     return found

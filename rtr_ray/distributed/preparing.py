@@ -123,7 +123,7 @@ class Planning:
     def _tables(self) -> list[TablePart]:
         file = self.job.file
         work = RoutingWork(
-            self.job.corpus,
+            self.job.corpus.for_tasks,
             file.router_keys.path,
             self.job.pool,
             file.router_keys.untrained,

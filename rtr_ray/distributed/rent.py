@@ -49,11 +49,14 @@ class Rent:
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
+    def __post_init__(self) -> None:
+        """What earlier sessions have written down is part of it, also where none starts an engine again."""
+        found = self.folder.read_json(RENT) or {}
+        self.seconds = dict(found.get("replica_seconds", {}))
+
     def start(self) -> None:
         """Begin to look, now and then."""
         if self._thread is None:
-            found = self.folder.read_json(RENT) or {}
-            self.seconds = dict(found.get("replica_seconds", {}))
             self._thread = threading.Thread(target=self._run, daemon=True)
             self._thread.start()
 

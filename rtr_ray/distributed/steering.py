@@ -132,11 +132,15 @@ class Steering:
     def solve_rest(self, slices: Sequence[Slice], now: Snapshot, cheapest: bool) -> None:
         """Solve for rows that the budget did not reach, when nothing else is under way.
 
-        Each is counted at its 95% quantile, since that is what must be set aside for it.
+        Each is counted at its 95% quantile, since that is what must be set aside for it; a cap for each row
+        is on what it is expected to cost, as before.
         """
-        corrections = replace(Corrections.of(self._seen), cautious=True)
-        sketches = ray.get(sketching(self.folder.store.uri, slices, self.pool, self.policy, corrections))
-        self._take(self.policy, sketches, 0.0 if cheapest else self._left_usd({}, now), corrections)
+        policy, cap = self.policy, getattr(self.policy, "max_row_usd", None)
+        if cap is not None:
+            policy = replace(policy, max_row_usd=None)  # type: ignore[type-var]
+        corrections = replace(Corrections.of(self._seen), cautious=True, max_row_usd=cap)
+        sketches = ray.get(sketching(self.folder.store.uri, slices, self.pool, policy, corrections))
+        self._take(policy, sketches, 0.0 if cheapest else self._left_usd({}, now), corrections)
 
     def _due(self) -> bool:
         if not self.budgeted:
@@ -165,7 +169,7 @@ class Steering:
         self, policy: Policy, sketches: Iterable[Sketch | None], left_usd: float, corrections: Corrections
     ) -> None:
         assert isinstance(policy, Budgeted)
-        sketch = merged(self.policy, (one for one in sketches if one is not None))
+        sketch = merged(policy, (one for one in sketches if one is not None))
         rows = sketch["rows"] if sketch else 0
         part = min(rows / self.rows_total, 1.0) if rows and self.rows_total else 1.0
         fitted = policy.within(left_usd, part=part).freeze(sketch)

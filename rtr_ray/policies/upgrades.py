@@ -121,9 +121,14 @@ def costs(table: RoutingTable, unit: Unit) -> FloatArray:
 
 def allowed(table: RoutingTable, max_row_usd: float | None) -> BoolArray:
     """(Q, C) what may be chosen: allowed, and not above the cap."""
+    return below(table.allowed, table.cost_usd, max_row_usd)
+
+
+def below(allowed_QC: BoolArray, cost_QC: FloatArray, max_row_usd: float | None) -> BoolArray:
+    """(Q, C) what of it costs at most so much, in the precision in which tables are stored."""
     if max_row_usd is None:
-        return table.allowed
-    below_QC: BoolArray = table.allowed & (table.cost_usd.astype(np.float32) <= np.float32(max_row_usd))
+        return allowed_QC
+    below_QC: BoolArray = allowed_QC & (cost_QC.astype(np.float32) <= np.float32(max_row_usd))
     return below_QC
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 
 from rtr_ray.distributed.planning import plan_slice
 from rtr_ray.parts import Version, table_part
+from rtr_ray.policies.budget import FittedBudget
 from rtr_ray.policies.fixed import FittedFixed
 from rtr_ray.slices import Slice
 from rtr_ray.storage import LocalStore, write_table
@@ -27,3 +28,15 @@ def test_rows_of_several_tables_go_by_the_power_of_their_length_each_in_its_orde
     assert (candidate, rows_planned) == (LARGE, 5)
     written = pq.read_table(tmp_path / "run" / key)
     assert written["query_id"].to_pylist() == ["a1", "a2", "b0", "a0", "b1"]
+
+
+def test_rows_that_a_broken_off_try_gave_to_nobody_are_not_there_twice(tmp_path: Path) -> None:
+    store, one = LocalStore(str(tmp_path / "run")), Slice(0, ("tables/a",))
+    part, _ = table_part(block(tmp_path, *asked("easy", "hard")), router())
+    write_table(store, "tables/a", part)
+    dear = plan_slice(store, one, POOL, Version(FittedBudget("usd", 1.0, 0.0, max_row_usd=1e-9)))
+    assert (dear.unrouted, dear.parts) == (2, {})
+    assert len(store.keys("results/")) == 1
+    found = plan_slice(store, one, POOL, Version(FittedFixed("large:cot")))
+    assert (found.unrouted, [rows for _, rows in found.parts.values()]) == (0, [2])
+    assert store.keys("results/") == []

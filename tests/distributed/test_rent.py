@@ -48,6 +48,15 @@ def test_seconds_add_up_over_sessions_and_stand_in_the_run_folder(tmp_path: Path
         assert rent.usd == rent_usd(RENTED, rent.seconds["a"])  # b never ran: its price is not missed
 
 
+def test_what_earlier_sessions_took_is_known_where_no_engine_starts_again(tmp_path: Path) -> None:
+    folder = RunFolder(open_store(str(tmp_path)))
+    folder.write_json("rent.json", {"schema_version": 1, "replica_seconds": {"a": 500.0}})
+    rent = Rent(folder, {"a": RENTED}, dict)
+    assert rent.usd == Decimal(1)
+    rent.stop()
+    assert (folder.read_json("rent.json") or {})["replica_seconds"] == {"a": 500.0}
+
+
 def test_who_cannot_look_counts_on_with_what_was_there(tmp_path: Path) -> None:
     looks = iter([{"a": 1}])
     rent = Rent(RunFolder(open_store(str(tmp_path))), {"a": RENTED}, lambda: next(looks))

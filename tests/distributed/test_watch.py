@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from rtr_ray.distributed.deployments import Watch
+from rtr_ray.distributed.deployments import Deployments, Watch
 from rtr_ray.errors import ExecutionError
+from tests.fakes import pool_of
 
 
 @dataclass
@@ -52,6 +53,20 @@ def test_what_stays_broken_ends_the_job_with_its_reason(clock: list[float]) -> N
 def test_what_comes_back_in_time_ends_nothing(clock: list[float]) -> None:
     watch = Watch(Scripted([True] * 5 + [False] + [True] * 5 + [False]), [], patience_s=60)  # type: ignore[arg-type]
     look_every_ten_seconds(watch, clock, 20)
+
+
+def test_an_application_that_somebody_took_down_is_named_after_a_minute(clock: list[float]) -> None:
+    deployment = next(iter(pool_of(("small:cot",)).deployments.values()))
+    ours = Deployments("mine")
+    there = {ours.app_name(deployment): SimpleNamespace(status="RUNNING")}
+    assert ours._is_ready(deployment, there)
+    for known in ({}, there, {}):  # one that comes back in time is no matter
+        for _ in range(6):
+            clock[0] += 10
+            assert ours._is_ready(deployment, known) == bool(known)
+    clock[0] += 11
+    with pytest.raises(ExecutionError, match=r"The application 'mine-.*' is gone: somebody took it down"):
+        ours._is_ready(deployment, {})
 
 
 def test_it_asks_now_and_then_only(clock: list[float]) -> None:
