@@ -339,7 +339,7 @@ class _Run:
                 f"The corpus has {plan['rows']} rows and the results {counted}. "
                 f"The run folder {self.folder.store.uri} is kept as it is; please report this."
             )
-        short = tally.rows["skipped_budget"] or answering.rented_out
+        short = tally.rows["skipped_budget"] or counted < plan["rows"]  # the engines' time was used up
         status = "budget_exhausted" if short else "completed"
         found = summary(
             tally, status, plan["rows"], self.job.file.budget_usd, plan["cost_usd"], self.screen.seconds
