@@ -199,7 +199,6 @@ def read_split(corpus: Corpus, split: Split, rows: int) -> Iterator[pa.Table]:
     Raises:
         DataError: If a file cannot be read after all.
     """
-    filesystem(corpus.uri)  # once, before threads ask for it at the same time
     if len(split.extents) == 1:
         yield from _read(corpus, split.extents[0], rows)
         return
